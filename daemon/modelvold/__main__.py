@@ -1,0 +1,5 @@
+"""`python -m modelvold`: the command line."""
+
+from modelvold.cli import main
+
+main()

@@ -1,0 +1,93 @@
+"""`mount`, `umount`, `pull`, `rm`: one model, without containerd."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator
+from contextlib import closing
+from pathlib import Path
+
+import click
+
+from modelvold.cli import show
+from modelvold.cli.asking import address_option, as_json, client
+from modelvold.errors import Unreachable
+from modelvold.lending.report import Progress
+
+_DIRECTORY = click.Path(path_type=Path)
+
+
+@click.command(epilog="Example: modelvold mount registry.example/models/llama:8b /mnt/llama")
+@click.argument("ref")
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@address_option
+def mount(ref: str, directory: Path, address: Path | None) -> None:
+    """Show the model REF in DIR, read-only.
+
+    Returns when the tree is there; bytes come when they are read, and ahead of that.
+    """
+    with client(address) as daemon:
+        volume = daemon.mount(ref, directory.absolute())
+    click.echo(
+        f"{show.one_line(volume.reference)}: {show.size(volume.size)} at {directory} ({volume.backend})", err=True
+    )
+
+
+@click.command(epilog="Example: modelvold umount /mnt/llama")
+@click.argument("directory", metavar="DIR", type=_DIRECTORY)
+@address_option
+def umount(directory: Path, address: Path | None) -> None:
+    """Undo a mount at DIR. What was fetched stays in the store; `rm` frees it."""
+    with client(address) as daemon:
+        daemon.unmount(directory.absolute())
+
+
+@click.command(epilog="Example: modelvold rm registry.example/models/llama:8b")
+@click.argument("ref")
+@address_option
+def rm(ref: str, address: Path | None) -> None:
+    """Forget the model REF and free what the store holds of it alone. Refused while somebody uses it."""
+    with client(address) as daemon:
+        click.echo(f"freed {show.size(daemon.remove(ref))}", err=True)
+
+
+@click.command(epilog="Example: modelvold pull registry.example/models/llama:8b")
+@click.argument("ref")
+@click.option("--json", "json_", is_flag=True, help="One JSON object on a line for every step, in bytes.")
+@address_option
+def pull(ref: str, json_: bool, address: Path | None) -> None:
+    """Make every byte of the model REF present, durable and verified.
+
+    Exit status 0 says that all of them are. Ctrl-C ends the wait; what has arrived stays.
+    """
+    with client(address) as daemon, closing(daemon.pull(ref)) as steps:
+        last = _bar(steps) if sys.stderr.isatty() and not json_ else _lines(steps, json_)
+    if last is None or not last.done:
+        raise Unreachable(f"{ref}: the daemon ended the pull before it was done", "see its log, and pull again")
+
+
+def _lines(steps: Generator[Progress, None, None], json_: bool) -> Progress | None:
+    last = None
+    for last in steps:
+        click.echo(as_json(last) if json_ else show.step(last), err=not json_)
+        sys.stdout.flush()
+    return last
+
+
+def _bar(steps: Generator[Progress, None, None]) -> Progress | None:
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    last = None
+    columns = (BarColumn(), TextColumn("{task.description}", markup=False))
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("asking the registry", total=None)
+        for last in steps:
+            parts = (
+                f"{show.share(last.present, last.size)} of {show.size(last.size)}",
+                f"{show.share(last.verified, last.size)} verified",
+                show.rate(last.rate),
+            )
+            bar.update(task, total=last.size, completed=last.present, description="  ".join(parts))
+    return last

@@ -1,0 +1,243 @@
+"""Settings: a TOML file and flags → frozen values, every key checked. The only reader of settings and environment.
+
+Rules: a key that is not known is an error, for a setting that is silently not used is worse than none. Flags
+override the file. The file at its usual place may be missing; a file that was named may not. `ALLOWED` says for
+every key what it takes, in errors and in docs/configuration.md.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from modelvold.errors import InvalidInput
+from modelvold.registry.docker_config import default_path
+
+DEFAULT_FILE = Path("/etc/modelvold/config.toml")
+DEFAULT_RUN = Path("/run/modelvold")
+_SOCKET = "modelvold.sock"
+_LARGEST_FILE = 1 << 20
+
+ALLOWED: Mapping[str, str] = MappingProxyType(
+    {
+        "store.root": 'an absolute path, such as "/var/lib/modelvold"',
+        "fetch.connections": "a whole number from 1 to 64",
+        "fetch.prefetch": "true or false",
+        "fetch.deadline": "a number of seconds, more than 0 and at most 3600",
+        "registry.hosts_dir": 'an absolute path, such as "/etc/containerd/certs.d"',
+        "registry.docker_config": "the absolute path of a docker config.json",
+        "mount.backend": '"auto" or "lazy"',
+        "facade.listen": '"host:port" on loopback, such as "127.0.0.1:7878", or "" for off',
+        "metrics.listen": '"host:port", such as "127.0.0.1:7879", or "" for off',
+        "log.level": '"debug", "info", "warning" or "error"',
+        "log.format": '"text" or "json"',
+    },
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a server listens. `host` is an IP address without brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        return ipaddress.ip_address(self.host).is_loopback
+
+
+class Store(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`root`: the folder of everything we hold."""
+
+    root: Path = Path("/var/lib/modelvold")
+
+
+class Fetch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`connections` at a time in all; `deadline` in seconds without a byte of progress, for a waiting read."""
+
+    connections: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8
+    prefetch: bool = True
+    deadline: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 60.0
+
+
+class Registry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`hosts_dir`: containerd's; `docker_config`: where `docker login` wrote. Either may not exist."""
+
+    hosts_dir: Path = Path("/etc/containerd/certs.d")
+    docker_config: Path | None = None
+
+
+class Mount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    backend: Literal["auto", "lazy"] = "auto"
+
+
+class _Listening(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    listen: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Facade:
+    """`listen` is loopback; None: off."""
+
+    listen: Endpoint | None = Endpoint("127.0.0.1", 7878)
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """None: off. Health alone in this version."""
+
+    listen: Endpoint | None = Endpoint("127.0.0.1", 7879)
+
+
+class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    store: Store = Store()
+    fetch: Fetch = Fetch()
+    registry: Registry = Registry()
+    mount: Mount = Mount()
+    facade: _Listening = _Listening()
+    metrics: _Listening = _Listening()
+    log: Log = Log()
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything that steers the daemon. `run` is the folder of mounts and socket, `address` the socket; both
+    absolute.
+    """
+
+    store: Store
+    fetch: Fetch
+    registry: Registry
+    mount: Mount
+    facade: Facade
+    metrics: Metrics
+    log: Log
+    run: Path
+    address: Path
+
+    @property
+    def docker_config(self) -> Path:
+        """The file with the node's own credentials, as set or where Docker keeps it; it may not exist."""
+        assert self.registry.docker_config is not None  # noqa: S101 (`load` filled it in)
+        return self.registry.docker_config
+
+
+def load(
+    file: Path | None = None,
+    *,
+    root: Path | None = None,
+    run: Path | None = None,
+    address: Path | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> Config:
+    """The settings of `file` (None: the usual one, if it is there), overridden by the others where given.
+
+    Raises InvalidInput naming file, key and what the key takes.
+    """
+    settings = _read(file)
+    where = file or DEFAULT_FILE
+    facade = _listening(where, "facade.listen", settings.facade.listen, Facade().listen)
+    if facade and not facade.is_loopback:
+        raise _not_allowed(where, "facade.listen", f"{facade} is not loopback, and others may not ask the façade")
+    registry = settings.registry
+    if registry.docker_config is None:
+        usual = default_path(environment, Path(environment.get("HOME") or "/root"))
+        registry = Registry(registry.hosts_dir, usual.absolute())
+    run = (run or DEFAULT_RUN).absolute()
+    return Config(
+        store=Store(root.absolute()) if root else settings.store,
+        fetch=settings.fetch,
+        registry=registry,
+        mount=settings.mount,
+        facade=Facade(facade),
+        metrics=Metrics(_listening(where, "metrics.listen", settings.metrics.listen, Metrics().listen)),
+        log=settings.log,
+        run=run,
+        address=(address or run / _SOCKET).absolute(),
+    )
+
+
+def client_address(flag: Path | None, environment: Mapping[str, str] = os.environ) -> Path:
+    """The daemon's socket for whoever asks it: the flag, else MODELVOLD_ADDRESS, else the usual place."""
+    return flag or Path(environment.get("MODELVOLD_ADDRESS") or DEFAULT_RUN / _SOCKET)
+
+
+def _read(named: Path | None) -> _File:
+    file = named or DEFAULT_FILE
+    try:
+        with file.open("rb") as stream:
+            document = stream.read(_LARGEST_FILE + 1)
+    except FileNotFoundError:
+        if named is None:
+            return _File()
+        raise InvalidInput(f"{file}: no such file", "name another with --config, or leave it out") from None
+    except OSError as error:
+        raise InvalidInput(f"{file}: {error.strerror}", "make it readable, or name another with --config") from error
+    if len(document) > _LARGEST_FILE:
+        raise InvalidInput(f"{file}: larger than {_LARGEST_FILE >> 20} MiB", "this is no settings file")
+    try:
+        table = msgspec.toml.decode(document)
+        return msgspec.convert(table, _File, dec_hook=_decode)
+    except msgspec.ValidationError as error:
+        raise _explained(file, str(error)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{file}: not TOML: {error}", "mend the file") from error
+
+
+def _decode(kind: type, value: Any) -> Any:
+    """Paths are strings in the file. What this raises, msgspec gives the key's name."""
+    if kind is Path and isinstance(value, str) and value.startswith("/") and "\0" not in value:
+        return Path(value)
+    raise ValueError(f"got {value!r}"[:200])
+
+
+def _listening(file: Path, key: str, text: str | None, usual: Endpoint | None) -> Endpoint | None:
+    if not text:
+        return usual if text is None else None
+    host, _, port = text.rpartition(":")
+    host = "127.0.0.1" if host == "localhost" else host.removeprefix("[").removesuffix("]")
+    try:
+        address = str(ipaddress.ip_address(host))
+    except ValueError as error:
+        raise _not_allowed(file, key, f"{text[:200]!r} has no IP address and port") from error
+    if not (port.isascii() and port.isdecimal() and len(port) < 6 and 0 < int(port) < 1 << 16):
+        raise _not_allowed(file, key, f"{text[:200]!r} has no port from 1 to 65535")
+    return Endpoint(address, int(port))
+
+
+_WHERE = re.compile(r"(?P<cause>.*?)(?: - at `\$\.(?P<key>[^`]*)`)?", re.DOTALL)
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+
+
+def _explained(file: Path, text: str) -> InvalidInput:
+    form = _WHERE.fullmatch(text)
+    cause, key = (form["cause"], form["key"] or "") if form else (text, "")
+    unknown = _UNKNOWN.fullmatch(cause)
+    if unknown:
+        place = f"[{key}]" if key else "the file"
+        names = [name.partition(".")[2] for name in ALLOWED if name.startswith(f"{key}.")]
+        known = names or sorted({f"[{name.partition('.')[0]}]" for name in ALLOWED})
+        what = f"{key}.{unknown[1]}" if key else unknown[1]
+        return InvalidInput(f"{file}: {what}: not known", f"{place} takes {', '.join(known)}")
+    return _not_allowed(file, key, f"{cause[:1].lower()}{cause[1:]}")
+
+
+def _not_allowed(file: Path, key: str, cause: str) -> InvalidInput:
+    return InvalidInput(f"{file}: {key}: {cause}", f"it takes {ALLOWED.get(key, f'keys, under the heading [{key}]')}")

@@ -1,0 +1,103 @@
+"""A registry's refusal, and a connection's failure, as the nouns of `errors`. Pure.
+
+Texts name the thing, the host and the cause. Of what the registry wrote only its error code is repeated: messages may
+hold addresses with signatures in them, and are not ours to vouch for.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+import socket
+import ssl
+
+import msgspec
+
+from modelvold.errors import Failure, Forbidden, Malformed, NotFound, Unauthorized, Unreachable
+
+_CODE = re.compile(r"[A-Za-z_]{1,64}")
+_LOG_IN = (
+    "run `docker login` and name its config.json as `[registry] docker_config`, or give the pod an image pull secret"
+)
+_LATER = "it is asked again; if it lasts, ask whoever runs the registry"
+_CHECK_HOST = "check the host's name, the network, and hosts.toml"
+
+
+_STATUSES: dict[int, tuple[type[Failure], str]] = {
+    403: (Forbidden, "ask whoever runs the registry for the right to pull it"),
+    404: (NotFound, "check the reference's spelling"),
+    408: (Unreachable, _LATER),
+    416: (Malformed, "the producer must push it again"),
+    429: (Unreachable, "authenticated pulls usually have a higher limit"),
+}
+_CAUSES: tuple[tuple[type[Exception], str], ...] = (
+    (ssl.SSLCertVerificationError, "TLS: the certificate is not trusted"),
+    (ssl.SSLError, "TLS"),
+    (TimeoutError, "no answer in time"),
+    (socket.gaierror, "the name cannot be resolved"),
+    (http.client.RemoteDisconnected, "it closed the connection without an answer"),
+    (http.client.IncompleteRead, "the answer ended early"),
+    (http.client.HTTPException, "it does not answer in HTTP"),
+)
+
+
+class _Error(msgspec.Struct):
+    code: str = ""
+
+
+class _Errors(msgspec.Struct):
+    errors: list[_Error] = []
+
+
+def code_in(document: bytes) -> str:
+    """The first error code of an OCI error body (distribution-spec "Error Codes"); empty if there is none."""
+    try:
+        errors = msgspec.json.decode(document, type=_Errors).errors
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
+    return errors[0].code if errors and _CODE.fullmatch(errors[0].code) else ""
+
+
+def of_status(status: int, what: str, host: str, *, code: str = "", wait: str = "", trouble: str = "") -> Failure:
+    """What a `status` other than success means. `wait` is Retry-After, `trouble` why credentials could not be looked
+    up.
+    """
+    said = f"{what}: {host} answered {status}{f' {code}' if code else ''}"
+    if status == 401:
+        return unauthorized(said, trouble)
+    if status == 429:
+        said += ", too many requests" + (f", and asks to wait {wait} s" if re.fullmatch("[0-9]{1,6}", wait) else "")
+    elif status == 416:
+        said += ": the blob is shorter than the manifest says, a size that lies"
+    if status >= 500:
+        return Unreachable(said, _LATER)
+    noun, remedy = _STATUSES.get(status, (Malformed, "check the reference, and that the host is an OCI registry"))
+    return noun(said, remedy)
+
+
+def unauthorized(said: str, trouble: str = "") -> Unauthorized:
+    return Unauthorized(f"{said}{f' ({trouble})' if trouble else ''}", _LOG_IN)
+
+
+def of_redirected(status: int, what: str, host: str, target: str) -> Failure:
+    """A refusal by a host that the registry sent us to. Nobody's credentials were shown there, so it is the registry's
+    trouble.
+    """
+    if status in {401, 403}:
+        return Unreachable(f"{what}: {host} redirects to {target}, which answered {status}", _LATER)
+    return of_status(status, what, f"{target} (redirected from {host})")
+
+
+def of_error(error: OSError | http.client.HTTPException, what: str, host: str) -> Unreachable:
+    """The connection failed, or what came over it was not HTTP."""
+    return Unreachable(f"{what}: {host}: {cause(error)}", _CHECK_HOST)
+
+
+def cause(error: OSError | http.client.HTTPException) -> str:
+    """In words, without anything the other side sent."""
+    words = next((words for kind, words in _CAUSES if isinstance(error, kind)), "")
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"{words}: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"{words}: {error.reason or 'the handshake failed'}"
+    return words or (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__

@@ -1,0 +1,1 @@
+"""gRPC doors. A door translates words and errors, and decides nothing."""

@@ -1,0 +1,244 @@
+"""`modelvold.control.v1.Control`: what an operator asks of the daemon, and the same asked from the other side.
+
+The door is an adapter without thoughts over `Operator`. The client gives back the values and the failures that the
+operator gave and raised: class and remedy travel as trailing metadata beside the text that every gRPC client shows.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar
+
+import grpc
+
+from modelvold import errors
+from modelvold.errors import Exhausted, Failure, NotYet, Refused, Unreachable
+from modelvold.lending.report import NodeReport, Progress, Report, VolumeReport, WaitingRead
+from modelvold.rpc.codes import answering
+from modelvold.rpc.gen import control_pb2, control_pb2_grpc
+from modelvold.rpc.server import Door
+
+#: A pull holds one of the server's threads to its end; the rest are containerd's.
+_MOST_PULLS = 16
+#: Bytes; remedies are a sentence. Headers are bounded at 8 KiB, of which the text may take most.
+_LONGEST_REMEDY = 600
+_FAILURE, _REMEDY = "modelvold-failure", "modelvold-remedy-bin"
+_LARGEST_MESSAGE = 16 << 20
+#: Seconds a person waits for an answer. A mount or a removal may wait for a registry or for reads under way.
+_SHORT, _LONG = 10.0, 120.0
+
+_T = TypeVar("_T")
+
+
+class Operator(Protocol):
+    """What the daemon does for an operator. Every method may raise any Failure, and is called from several threads."""
+
+    def report(self, reference: str | None) -> Report:
+        """The node and every volume, or the one of `reference`."""
+
+    def mount(self, reference: str, directory: Path) -> VolumeReport:
+        """Show the model in `directory`, which is absolute and exists."""
+
+    def unmount(self, directory: Path) -> None:
+        """Undo a `mount`."""
+
+    def pull(self, reference: str, cancelled: Callable[[], bool]) -> Iterator[Progress]:
+        """Make every byte present, durable and verified; the last Progress is `done`. Ends early once `cancelled()`."""
+
+    def remove(self, reference: str) -> int:
+        """Forget the model; the bytes that the store gave back."""
+
+
+def control_door(operator: Operator) -> Door:
+    """Opens the service over `operator`; its full name is `modelvold.control.v1.Control`."""
+
+    def add(server: grpc.Server) -> str:
+        control_pb2_grpc.add_ControlServicer_to_server(_Control(operator), server)  # type: ignore[no-untyped-call]
+        return control_pb2.DESCRIPTOR.services_by_name["Control"].full_name
+
+    return add
+
+
+class _Control(control_pb2_grpc.ControlServicer):
+    def __init__(self, operator: Operator) -> None:
+        self._operator = operator
+        self._pulls = threading.BoundedSemaphore(_MOST_PULLS)
+
+    def Status(self, request: control_pb2.StatusRequest, context: grpc.ServicerContext) -> control_pb2.StatusResponse:  # noqa: N802
+        with _telling(context, "Status"):
+            report = self._operator.report(request.reference or None)
+            volumes = [control_pb2.Volume(**_plain(volume)) for volume in report.volumes]
+            return control_pb2.StatusResponse(node=control_pb2.Node(**_plain(report.node)), volumes=volumes)
+
+    def Mount(self, request: control_pb2.MountRequest, context: grpc.ServicerContext) -> control_pb2.MountResponse:  # noqa: N802
+        with _telling(context, "Mount"):
+            volume = self._operator.mount(request.reference, Path(request.directory))
+            return control_pb2.MountResponse(volume=control_pb2.Volume(**_plain(volume)))
+
+    def Unmount(  # noqa: N802
+        self, request: control_pb2.UnmountRequest, context: grpc.ServicerContext
+    ) -> control_pb2.UnmountResponse:
+        with _telling(context, "Unmount"):
+            self._operator.unmount(Path(request.directory))
+            return control_pb2.UnmountResponse()
+
+    def Pull(self, request: control_pb2.PullRequest, context: grpc.ServicerContext) -> Iterator[control_pb2.Progress]:  # noqa: N802
+        with _telling(context, "Pull"):
+            if not self._pulls.acquire(blocking=False):
+                raise Exhausted(f"pull {request.reference}: {_MOST_PULLS} pulls run already", "wait for one to end")
+            with ExitStack() as stack:
+                stack.callback(self._pulls.release)
+                steps = self._operator.pull(request.reference, lambda: not context.is_active())
+                if isinstance(steps, Generator):
+                    stack.callback(steps.close)
+                for step in steps:
+                    yield control_pb2.Progress(**_plain(step))
+
+    def Remove(self, request: control_pb2.RemoveRequest, context: grpc.ServicerContext) -> control_pb2.RemoveResponse:  # noqa: N802
+        with _telling(context, "Remove"):
+            return control_pb2.RemoveResponse(freed=self._operator.remove(request.reference))
+
+
+class ControlClient:
+    """Asks the daemon at the unix socket `address`. Raises what the operator raised; Unreachable when nobody
+    answers.
+    """
+
+    def __init__(self, address: Path) -> None:
+        self._address = address
+        options = [("grpc.max_receive_message_length", _LARGEST_MESSAGE)]
+        self._channel = grpc.insecure_channel(f"unix:{address.absolute()}", options)
+        self._stub = control_pb2_grpc.ControlStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._channel.close()
+
+    def report(self, reference: str | None = None) -> Report:
+        with self._raising(_SHORT):
+            answer = self._stub.Status(control_pb2.StatusRequest(reference=reference or ""), timeout=_SHORT)
+        return Report(_value(NodeReport, answer.node), tuple(_volume(volume) for volume in answer.volumes))
+
+    def mount(self, reference: str, directory: Path) -> VolumeReport:
+        request = control_pb2.MountRequest(reference=reference, directory=str(directory))
+        with self._raising(_LONG):
+            return _volume(self._stub.Mount(request, timeout=_LONG).volume)
+
+    def unmount(self, directory: Path) -> None:
+        with self._raising(_LONG):
+            self._stub.Unmount(control_pb2.UnmountRequest(directory=str(directory)), timeout=_LONG)
+
+    def pull(self, reference: str) -> Generator[Progress, None, None]:
+        """Every step as it comes. Closing the generator cancels the pull."""
+        with self._raising(0), closing(_Call(self._stub.Pull(control_pb2.PullRequest(reference=reference)))) as call:
+            for step in call:
+                yield _value(Progress, step)
+
+    def remove(self, reference: str) -> int:
+        with self._raising(_LONG):
+            return int(self._stub.Remove(control_pb2.RemoveRequest(reference=reference), timeout=_LONG).freed)
+
+    @contextmanager
+    def _raising(self, seconds: float) -> Iterator[None]:
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise self._failure(error, seconds) from error
+
+    def _failure(self, error: Any, seconds: float) -> Failure:
+        text = str(error.details())
+        told = dict(error.trailing_metadata() or ())
+        if _FAILURE in told:
+            remedy = bytes(told.get(_REMEDY, b"")).decode(errors="replace")
+            message = text.removesuffix(f"; {remedy}") if remedy else text
+            return _class(told[_FAILURE])(message, remedy)
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return NotYet(f"the daemon at {self._address} gave no answer in {seconds:.0f} s", "see its log")
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            return _nobody(self._address, text)
+        return Failure(f"the daemon at {self._address}: {text}", "see its log")
+
+
+class _Call:
+    """A stream of answers that `close` cancels."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._stream)
+
+    def close(self) -> None:
+        self._stream.cancel()
+
+
+@contextmanager
+def _telling(context: grpc.ServicerContext, call: str) -> Iterator[None]:
+    with answering(context, call):
+        try:
+            yield
+        except Failure as failure:
+            remedy = failure.remedy.encode(errors="replace")[:_LONGEST_REMEDY]
+            context.set_trailing_metadata(((_FAILURE, type(failure).__name__), (_REMEDY, remedy)))
+            raise
+
+
+def _nobody(address: Path, text: str) -> Failure:
+    """Why nothing answers at `address`: asked of the kernel, for gRPC's own words are for its authors."""
+    start = "start it with `systemctl start modelvold` or `modelvold serve`; another socket is named by --address"
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(_SHORT)
+            probe.connect(str(address))
+    except FileNotFoundError:
+        return Unreachable(f"the daemon is not running: there is no socket {address}", start)
+    except ConnectionRefusedError:
+        return Unreachable(f"the daemon is not running: nobody listens at {address}", start)
+    except PermissionError:
+        return Refused(f"the daemon at {address} may be asked by root alone", "run this as root")
+    except OSError as error:
+        return Unreachable(f"the daemon at {address} cannot be reached: {error.strerror or error}", start)
+    return Unreachable(f"the daemon at {address} broke off: {text}", "see its log; it may have been restarted")
+
+
+def _class(name: str | bytes) -> type[Failure]:
+    found = getattr(errors, str(name), Failure)
+    return found if isinstance(found, type) and issubclass(found, Failure) else Failure
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """A report's fields as protobuf takes them; a name that is not Unicode (of a thread, a folder) loses what is
+    not.
+    """
+    plain: dict[str, Any] = _unicode(asdict(value))
+    return plain
+
+
+def _unicode(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, dict):
+        return {key: _unicode(part) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        return [_unicode(part) for part in value]
+    return value
+
+
+def _value(kind: type[_T], message: Any, **others: Any) -> _T:
+    names = [field.name for field in fields(kind) if field.name not in others]  # type: ignore[arg-type]
+    return kind(**{name: getattr(message, name) for name in names}, **others)
+
+
+def _volume(message: control_pb2.Volume) -> VolumeReport:
+    waiting = tuple(_value(WaitingRead, read) for read in message.waiting)
+    return _value(VolumeReport, message, waiting=waiting, consumers=tuple(message.consumers))

@@ -1,0 +1,163 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class StatusRequest(_message.Message):
+    __slots__ = ("reference",)
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    def __init__(self, reference: _Optional[str] = ...) -> None: ...
+
+class StatusResponse(_message.Message):
+    __slots__ = ("node", "volumes")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    VOLUMES_FIELD_NUMBER: _ClassVar[int]
+    node: Node
+    volumes: _containers.RepeatedCompositeFieldContainer[Volume]
+    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., volumes: _Optional[_Iterable[_Union[Volume, _Mapping]]] = ...) -> None: ...
+
+class Node(_message.Message):
+    __slots__ = ("version", "backend", "backend_reason", "store", "store_state", "store_used", "disk_total", "disk_free", "memory", "uptime", "facade", "prefetch", "events", "reads_denied", "last_error")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    BACKEND_REASON_FIELD_NUMBER: _ClassVar[int]
+    STORE_FIELD_NUMBER: _ClassVar[int]
+    STORE_STATE_FIELD_NUMBER: _ClassVar[int]
+    STORE_USED_FIELD_NUMBER: _ClassVar[int]
+    DISK_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    DISK_FREE_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_FIELD_NUMBER: _ClassVar[int]
+    FACADE_FIELD_NUMBER: _ClassVar[int]
+    PREFETCH_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    READS_DENIED_FIELD_NUMBER: _ClassVar[int]
+    LAST_ERROR_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    backend: str
+    backend_reason: str
+    store: str
+    store_state: str
+    store_used: int
+    disk_total: int
+    disk_free: int
+    memory: int
+    uptime: float
+    facade: str
+    prefetch: bool
+    events: int
+    reads_denied: int
+    last_error: str
+    def __init__(self, version: _Optional[str] = ..., backend: _Optional[str] = ..., backend_reason: _Optional[str] = ..., store: _Optional[str] = ..., store_state: _Optional[str] = ..., store_used: _Optional[int] = ..., disk_total: _Optional[int] = ..., disk_free: _Optional[int] = ..., memory: _Optional[int] = ..., uptime: _Optional[float] = ..., facade: _Optional[str] = ..., prefetch: _Optional[bool] = ..., events: _Optional[int] = ..., reads_denied: _Optional[int] = ..., last_error: _Optional[str] = ...) -> None: ...
+
+class WaitingRead(_message.Message):
+    __slots__ = ("pid", "command", "seconds")
+    PID_FIELD_NUMBER: _ClassVar[int]
+    COMMAND_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    pid: int
+    command: str
+    seconds: float
+    def __init__(self, pid: _Optional[int] = ..., command: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class Volume(_message.Message):
+    __slots__ = ("id", "reference", "manifest", "state", "backend", "path", "size", "present", "durable", "verified", "segments", "segments_complete", "rate", "eta", "waiting", "consumers", "last_error")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    PRESENT_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_FIELD_NUMBER: _ClassVar[int]
+    VERIFIED_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    RATE_FIELD_NUMBER: _ClassVar[int]
+    ETA_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    CONSUMERS_FIELD_NUMBER: _ClassVar[int]
+    LAST_ERROR_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    reference: str
+    manifest: str
+    state: str
+    backend: str
+    path: str
+    size: int
+    present: int
+    durable: int
+    verified: int
+    segments: int
+    segments_complete: int
+    rate: float
+    eta: float
+    waiting: _containers.RepeatedCompositeFieldContainer[WaitingRead]
+    consumers: _containers.RepeatedScalarFieldContainer[str]
+    last_error: str
+    def __init__(self, id: _Optional[str] = ..., reference: _Optional[str] = ..., manifest: _Optional[str] = ..., state: _Optional[str] = ..., backend: _Optional[str] = ..., path: _Optional[str] = ..., size: _Optional[int] = ..., present: _Optional[int] = ..., durable: _Optional[int] = ..., verified: _Optional[int] = ..., segments: _Optional[int] = ..., segments_complete: _Optional[int] = ..., rate: _Optional[float] = ..., eta: _Optional[float] = ..., waiting: _Optional[_Iterable[_Union[WaitingRead, _Mapping]]] = ..., consumers: _Optional[_Iterable[str]] = ..., last_error: _Optional[str] = ...) -> None: ...
+
+class MountRequest(_message.Message):
+    __slots__ = ("reference", "directory")
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    directory: str
+    def __init__(self, reference: _Optional[str] = ..., directory: _Optional[str] = ...) -> None: ...
+
+class MountResponse(_message.Message):
+    __slots__ = ("volume",)
+    VOLUME_FIELD_NUMBER: _ClassVar[int]
+    volume: Volume
+    def __init__(self, volume: _Optional[_Union[Volume, _Mapping]] = ...) -> None: ...
+
+class UnmountRequest(_message.Message):
+    __slots__ = ("directory",)
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    directory: str
+    def __init__(self, directory: _Optional[str] = ...) -> None: ...
+
+class UnmountResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class PullRequest(_message.Message):
+    __slots__ = ("reference",)
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    def __init__(self, reference: _Optional[str] = ...) -> None: ...
+
+class Progress(_message.Message):
+    __slots__ = ("reference", "size", "present", "durable", "verified", "rate", "done")
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    PRESENT_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_FIELD_NUMBER: _ClassVar[int]
+    VERIFIED_FIELD_NUMBER: _ClassVar[int]
+    RATE_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    size: int
+    present: int
+    durable: int
+    verified: int
+    rate: float
+    done: bool
+    def __init__(self, reference: _Optional[str] = ..., size: _Optional[int] = ..., present: _Optional[int] = ..., durable: _Optional[int] = ..., verified: _Optional[int] = ..., rate: _Optional[float] = ..., done: _Optional[bool] = ...) -> None: ...
+
+class RemoveRequest(_message.Message):
+    __slots__ = ("reference",)
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    def __init__(self, reference: _Optional[str] = ...) -> None: ...
+
+class RemoveResponse(_message.Message):
+    __slots__ = ("freed",)
+    FREED_FIELD_NUMBER: _ClassVar[int]
+    freed: int
+    def __init__(self, freed: _Optional[int] = ...) -> None: ...

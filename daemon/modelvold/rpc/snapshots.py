@@ -1,0 +1,125 @@
+"""`containerd.services.snapshots.v1.Snapshots`: words in, words out. An adapter without thoughts.
+
+Which containerd, which namespace and which plugin asks is not looked at: its collector says none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import grpc
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from modelvold.rpc.codes import answering
+from modelvold.rpc.gen import mount_pb2, snapshots_pb2, snapshots_pb2_grpc
+from modelvold.rpc.server import Door
+from modelvold.snapshot.mounts import Mount
+from modelvold.snapshot.record import Info, Kind
+from modelvold.snapshot.snapshotter import Snapshotter
+
+#: Snapshots in one message of a List, as in containerd's own server.
+_BATCH = 100
+
+_KINDS = {
+    Kind.VIEW: snapshots_pb2.VIEW,
+    Kind.ACTIVE: snapshots_pb2.ACTIVE,
+    Kind.COMMITTED: snapshots_pb2.COMMITTED,
+}
+
+
+def snapshots_door(snapshotter: Snapshotter) -> Door:
+    def add(server: grpc.Server) -> str:
+        snapshots_pb2_grpc.add_SnapshotsServicer_to_server(_Snapshots(snapshotter), server)  # type: ignore[no-untyped-call]
+        return snapshots_pb2.DESCRIPTOR.services_by_name["Snapshots"].full_name
+
+    return add
+
+
+class _Snapshots(snapshots_pb2_grpc.SnapshotsServicer):
+    def __init__(self, snapshotter: Snapshotter) -> None:
+        self._snapshotter = snapshotter
+
+    def Prepare(  # noqa: N802
+        self, request: snapshots_pb2.PrepareSnapshotRequest, context: grpc.ServicerContext
+    ) -> snapshots_pb2.PrepareSnapshotResponse:
+        with answering(context, "Prepare"):
+            found = self._snapshotter.prepare(request.key, request.parent, dict(request.labels))
+            return snapshots_pb2.PrepareSnapshotResponse(mounts=_mounts(found))
+
+    def View(  # noqa: N802
+        self, request: snapshots_pb2.ViewSnapshotRequest, context: grpc.ServicerContext
+    ) -> snapshots_pb2.ViewSnapshotResponse:
+        with answering(context, "View"):
+            found = self._snapshotter.view(request.key, request.parent, dict(request.labels))
+            return snapshots_pb2.ViewSnapshotResponse(mounts=_mounts(found))
+
+    def Mounts(  # noqa: N802
+        self, request: snapshots_pb2.MountsRequest, context: grpc.ServicerContext
+    ) -> snapshots_pb2.MountsResponse:
+        with answering(context, "Mounts"):
+            return snapshots_pb2.MountsResponse(mounts=_mounts(self._snapshotter.mounts(request.key)))
+
+    def Commit(self, request: snapshots_pb2.CommitSnapshotRequest, context: grpc.ServicerContext) -> Empty:  # noqa: N802
+        with answering(context, "Commit"):
+            self._snapshotter.commit(request.name, request.key, request.parent, dict(request.labels))
+            return Empty()
+
+    def Remove(self, request: snapshots_pb2.RemoveSnapshotRequest, context: grpc.ServicerContext) -> Empty:  # noqa: N802
+        with answering(context, "Remove"):
+            self._snapshotter.remove(request.key)
+            return Empty()
+
+    def Stat(  # noqa: N802
+        self, request: snapshots_pb2.StatSnapshotRequest, context: grpc.ServicerContext
+    ) -> snapshots_pb2.StatSnapshotResponse:
+        with answering(context, "Stat"):
+            return snapshots_pb2.StatSnapshotResponse(info=_info(self._snapshotter.stat(request.key)))
+
+    def Update(  # noqa: N802
+        self, request: snapshots_pb2.UpdateSnapshotRequest, context: grpc.ServicerContext
+    ) -> snapshots_pb2.UpdateSnapshotResponse:
+        with answering(context, "Update"):
+            asked = request.info
+            info = self._snapshotter.update(asked.name, dict(asked.labels), list(request.update_mask.paths))
+            return snapshots_pb2.UpdateSnapshotResponse(info=_info(info))
+
+    def List(  # noqa: N802
+        self, request: snapshots_pb2.ListSnapshotsRequest, context: grpc.ServicerContext
+    ) -> Iterator[snapshots_pb2.ListSnapshotsResponse]:
+        with answering(context, "List"):
+            found = [_info(info) for info in self._snapshotter.list(list(request.filters))]
+            for start in range(0, len(found), _BATCH):
+                yield snapshots_pb2.ListSnapshotsResponse(info=found[start : start + _BATCH])
+
+    def Usage(  # noqa: N802
+        self, request: snapshots_pb2.UsageRequest, context: grpc.ServicerContext
+    ) -> snapshots_pb2.UsageResponse:
+        with answering(context, "Usage"):
+            usage = self._snapshotter.usage(request.key)
+            return snapshots_pb2.UsageResponse(size=usage.size, inodes=usage.inodes)
+
+    def Cleanup(self, _request: snapshots_pb2.CleanupRequest, context: grpc.ServicerContext) -> Empty:  # noqa: N802
+        with answering(context, "Cleanup"):
+            self._snapshotter.cleanup()
+            return Empty()
+
+
+def _mounts(found: Sequence[Mount]) -> list[mount_pb2.Mount]:
+    return [mount_pb2.Mount(type=m.type, source=m.source, target=m.target, options=m.options) for m in found]
+
+
+def _info(info: Info) -> snapshots_pb2.Info:
+    return snapshots_pb2.Info(
+        name=info.name,
+        parent=info.parent,
+        kind=_KINDS[info.kind],
+        created_at=_timestamp(info.created),
+        updated_at=_timestamp(info.updated),
+        labels=info.labels,
+    )
+
+
+def _timestamp(nanoseconds: int) -> Timestamp:
+    seconds, nanos = divmod(nanoseconds, 1_000_000_000)
+    return Timestamp(seconds=seconds, nanos=nanos)

@@ -1,0 +1,289 @@
+"""What survives a restart: contents and their segments, volumes, and what the façade has given. The schema is the documentation.
+
+Every method is one transaction. Nothing here opens a segment file.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from modelvold.layer.extent import ContentOffset, Extent
+from modelvold.layer.toc import Reading
+from modelvold.oci.digest import Digest
+from modelvold.oci.reference import Repository
+from modelvold.oci.synthetic import GivenSynthetic
+from modelvold.store.database import Database
+
+_VERSION = 1
+_SCHEMA = """
+-- The bytes of one blob, read one way, in one place of the store. `source` is the repository they came from and that alone may
+-- have them, '' for the shared place of verified ones. `reason` says why a quarantined content is one.
+CREATE TABLE content (
+  id INTEGER PRIMARY KEY,
+  digest TEXT NOT NULL,
+  reading TEXT NOT NULL,
+  source TEXT NOT NULL,
+  length INTEGER NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('unverified', 'verified', 'quarantined')),
+  reason TEXT NOT NULL DEFAULT '',
+  UNIQUE (digest, reading, source)
+);
+-- How a content is cut, decided once. `fingerprint` is set after the segment's bytes were synced, and unset, synced, before they go.
+CREATE TABLE segment (
+  content INTEGER NOT NULL REFERENCES content ON DELETE CASCADE,
+  number INTEGER NOT NULL,
+  start INTEGER NOT NULL,
+  length INTEGER NOT NULL,
+  fingerprint BLOB,
+  PRIMARY KEY (content, number)
+) WITHOUT ROWID;
+-- Sources that have answered for a shared content's blob with their own credentials.
+CREATE TABLE answered (
+  content INTEGER NOT NULL REFERENCES content ON DELETE CASCADE,
+  source TEXT NOT NULL,
+  PRIMARY KEY (content, source)
+) WITHOUT ROWID;
+-- One model as one tree. `document` is its manifest. `opened_through` is the mount of the store through which the kernel opened its
+-- segments when it was last mounted.
+CREATE TABLE volume (
+  id TEXT PRIMARY KEY,
+  repository TEXT NOT NULL,
+  manifest TEXT NOT NULL,
+  reference TEXT NOT NULL,
+  document BLOB NOT NULL,
+  uuid BLOB NOT NULL,
+  size INTEGER NOT NULL,
+  created INTEGER NOT NULL,
+  opened_through TEXT NOT NULL DEFAULT ''
+);
+CREATE TABLE volume_layer (
+  volume TEXT NOT NULL REFERENCES volume ON DELETE CASCADE,
+  position INTEGER NOT NULL,
+  content INTEGER NOT NULL REFERENCES content,
+  PRIMARY KEY (volume, position)
+) WITHOUT ROWID;
+-- Folders where an operator has a volume mounted.
+CREATE TABLE placed (
+  directory TEXT PRIMARY KEY,
+  volume TEXT NOT NULL REFERENCES volume
+);
+-- Synthetic images the façade has given out: a digest cannot be inverted, so the original's manifest is kept.
+CREATE TABLE given (
+  synthetic TEXT PRIMARY KEY,
+  repository TEXT NOT NULL,
+  original TEXT NOT NULL,
+  document BLOB NOT NULL,
+  private INTEGER NOT NULL
+);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ContentRow:
+    id: int
+    digest: Digest
+    reading: Reading
+    source: str
+    length: int
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRow:
+    number: int
+    extent: Extent
+    fingerprint: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeRow:
+    id: str
+    repository: Repository
+    manifest: Digest
+    reference: str
+    document: bytes = field(repr=False)
+    uuid: bytes
+    size: int
+    contents: tuple[int, ...]
+
+
+class Catalog:
+    def __init__(self, database: Database) -> None:
+        self._db = database
+        database.ensure("store", _VERSION, _SCHEMA)
+
+    # -- contents
+
+    def contents(self) -> list[ContentRow]:
+        with self._db.read() as cursor:
+            rows = cursor.execute("SELECT id, digest, reading, source, length, state, reason FROM content").fetchall()
+        return [_content(row) for row in rows]
+
+    def segments(self, content: int) -> list[SegmentRow]:
+        with self._db.read() as cursor:
+            rows = cursor.execute(
+                "SELECT number, start, length, fingerprint FROM segment WHERE content = ? ORDER BY number", (content,)
+            ).fetchall()
+        return [
+            SegmentRow(number, Extent(ContentOffset(start), ContentOffset(start + length)), fingerprint)
+            for number, start, length, fingerprint in rows
+        ]
+
+    def add_content(self, digest: Digest, reading: Reading, source: str, length: int, cut: Sequence[Extent]) -> int:
+        with self._db.write() as cursor:
+            cursor.execute(
+                "INSERT INTO content (digest, reading, source, length, state) VALUES (?, ?, ?, ?, 'unverified')",
+                (str(digest), reading.value, source, length),
+            )
+            content = cursor.lastrowid or 0
+            cursor.executemany(
+                "INSERT INTO segment (content, number, start, length) VALUES (?, ?, ?, ?)",
+                ((content, number, extent.start, extent.length) for number, extent in enumerate(cut)),
+            )
+        return content
+
+    def record_durable(self, fingerprints: Iterable[tuple[int, int, bytes]]) -> None:
+        """(content, segment number, fingerprint) of segments whose bytes are on disk."""
+        with self._db.write() as cursor:
+            cursor.executemany(
+                "UPDATE segment SET fingerprint = ? WHERE content = ? AND number = ?",
+                ((f, c, n) for c, n, f in fingerprints),
+            )
+
+    def unrecord(self, segments: Iterable[tuple[int, int]]) -> None:
+        """Synced when this returns: only then may the bytes go."""
+        with self._db.write() as cursor:
+            cursor.executemany("UPDATE segment SET fingerprint = NULL WHERE content = ? AND number = ?", segments)
+
+    def set_state(self, content: int, state: str, reason: str = "") -> None:
+        with self._db.write() as cursor:
+            cursor.execute("UPDATE content SET state = ?, reason = ? WHERE id = ?", (state, reason, content))
+
+    def share(self, content: int, source: str) -> None:
+        """The content's folder has moved to the shared place; `source`, where it came from, has answered for it."""
+        with self._db.write() as cursor:
+            cursor.execute("UPDATE content SET source = '' WHERE id = ?", (content,))
+            cursor.execute("INSERT OR IGNORE INTO answered VALUES (?, ?)", (content, source))
+
+    def remove_content(self, content: int) -> None:
+        with self._db.write() as cursor:
+            cursor.execute("DELETE FROM content WHERE id = ?", (content,))
+
+    def has_answered(self, content: int, source: str) -> bool:
+        with self._db.read() as cursor:
+            return (
+                cursor.execute("SELECT 1 FROM answered WHERE content = ? AND source = ?", (content, source)).fetchone()
+                is not None
+            )
+
+    def answered(self, content: int, source: str) -> None:
+        with self._db.write() as cursor:
+            cursor.execute("INSERT OR IGNORE INTO answered VALUES (?, ?)", (content, source))
+
+    # -- volumes
+
+    def volumes(self) -> list[VolumeRow]:
+        with self._db.read() as cursor:
+            rows = cursor.execute(
+                "SELECT id, repository, manifest, reference, document, uuid, size FROM volume ORDER BY created"
+            ).fetchall()
+            layers = cursor.execute("SELECT volume, content FROM volume_layer ORDER BY volume, position").fetchall()
+        contents: dict[str, list[int]] = {}
+        for volume, content in layers:
+            contents.setdefault(volume, []).append(content)
+        return [_volume(row, tuple(contents.get(row[0], ()))) for row in rows]
+
+    def add_volume(self, volume: VolumeRow) -> None:
+        with self._db.write() as cursor:
+            cursor.execute(
+                "INSERT INTO volume (id, repository, manifest, reference, document, uuid, size, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    volume.id,
+                    str(volume.repository),
+                    str(volume.manifest),
+                    volume.reference,
+                    volume.document,
+                    volume.uuid,
+                    volume.size,
+                    time.time_ns(),
+                ),
+            )
+            cursor.executemany(
+                "INSERT INTO volume_layer VALUES (?, ?, ?)",
+                ((volume.id, n, content) for n, content in enumerate(volume.contents)),
+            )
+
+    def remove_volume(self, volume: str) -> None:
+        with self._db.write() as cursor:
+            cursor.execute("DELETE FROM volume WHERE id = ?", (volume,))
+
+    def set_reference(self, volume: str, reference: str) -> None:
+        with self._db.write() as cursor:
+            cursor.execute("UPDATE volume SET reference = ? WHERE id = ?", (reference, volume))
+
+    def opened_through(self, volume: str) -> str:
+        with self._db.read() as cursor:
+            row = cursor.execute("SELECT opened_through FROM volume WHERE id = ?", (volume,)).fetchone()
+        return str(row[0]) if row else ""
+
+    def set_opened_through(self, volume: str, mount: str) -> None:
+        with self._db.write() as cursor:
+            cursor.execute("UPDATE volume SET opened_through = ? WHERE id = ?", (mount, volume))
+
+    def placed(self) -> dict[str, str]:
+        """Folder → volume."""
+        with self._db.read() as cursor:
+            return dict(cursor.execute("SELECT directory, volume FROM placed").fetchall())
+
+    def place(self, directory: str, volume: str) -> None:
+        with self._db.write() as cursor:
+            cursor.execute("INSERT OR REPLACE INTO placed VALUES (?, ?)", (directory, volume))
+
+    def unplace(self, directory: str) -> None:
+        with self._db.write() as cursor:
+            cursor.execute("DELETE FROM placed WHERE directory = ?", (directory,))
+
+    # -- the façade's memory
+
+    def synthetic_of(self, digest: Digest) -> GivenSynthetic | None:
+        """What the façade gave under this synthetic digest."""
+        with self._db.read() as cursor:
+            row = cursor.execute(
+                "SELECT repository, original, document, private FROM given WHERE synthetic = ?", (str(digest),)
+            ).fetchone()
+        if row is None:
+            return None
+        return GivenSynthetic(digest, Repository.parse(row[0]), Digest.parse(row[1]), row[2], bool(row[3]))
+
+    def document_of(self, repository: Repository, original: Digest) -> bytes | None:
+        """The manifest of a model that the façade gave or that is a volume here."""
+        key = (str(repository), str(original))
+        with self._db.read() as cursor:
+            row = cursor.execute("SELECT document FROM given WHERE repository = ? AND original = ?", key).fetchone()
+            if row is None:
+                row = cursor.execute(
+                    "SELECT document FROM volume WHERE repository = ? AND manifest = ?", key
+                ).fetchone()
+        return bytes(row[0]) if row else None
+
+    def record(self, given: GivenSynthetic) -> None:
+        with self._db.write() as cursor:
+            cursor.execute(
+                "INSERT OR REPLACE INTO given VALUES (?, ?, ?, ?, ?)",
+                (str(given.synthetic), str(given.repository), str(given.original), given.document, given.private),
+            )
+
+
+def _content(row: tuple[int, str, str, str, int, str, str]) -> ContentRow:
+    number, digest, reading, source, length, state, reason = row
+    return ContentRow(number, Digest.parse(digest), Reading(reading), source, length, state, reason)
+
+
+def _volume(row: tuple[str, str, str, str, bytes, bytes, int], contents: tuple[int, ...]) -> VolumeRow:
+    name, repository, manifest, reference, document, uuid, size = row
+    return VolumeRow(
+        name, Repository.parse(repository), Digest.parse(manifest), reference, document, uuid, size, contents
+    )

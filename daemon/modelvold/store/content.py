@@ -1,0 +1,78 @@
+"""A content: one blob's bytes, cut into segments, in one folder of the store."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from modelvold.errors import Failure
+from modelvold.layer.toc import Reading
+from modelvold.oci.digest import Digest
+from modelvold.store.catalog import ContentRow, SegmentRow
+from modelvold.store.segment import Segment
+
+SHARED = "verified"
+
+
+class Content:
+    """`source` is the repository whose unverified bytes these are, empty once they lie in the shared place.
+
+    `state` is one of unverified, verified, quarantined. The store alone changes it.
+    """
+
+    __slots__ = ("_root", "digest", "id", "last_error", "length", "reading", "reason", "segments", "source", "state")
+
+    def __init__(self, root: Path, row: ContentRow, segments: Iterable[SegmentRow]) -> None:
+        self._root = root
+        self.id = row.id
+        self.digest: Digest = row.digest
+        self.reading: Reading = row.reading
+        self.source = row.source
+        self.length = row.length
+        self.state = row.state
+        self.reason = row.reason
+        self.last_error: Failure | None = None
+        self.segments = tuple(Segment(self.folder, s.number, s.extent, self) for s in segments)
+
+    def __repr__(self) -> str:
+        return f"<content {self.digest.short}.{self.reading.value} {self.state} {self.present}/{self.length}>"
+
+    def folder(self) -> Path:
+        return folder_of(self._root, self.digest, self.reading, self.source)
+
+    @property
+    def present(self) -> int:
+        """Bytes in segment files, padding left out."""
+        return sum(segment.filled for segment in self.segments)
+
+    @property
+    def durable(self) -> int:
+        return sum(segment.length for segment in self.segments if segment.durable)
+
+    @property
+    def verified(self) -> int:
+        return self.length if self.is_verified else 0
+
+    @property
+    def is_durable(self) -> bool:
+        return all(segment.durable for segment in self.segments)
+
+    @property
+    def is_verified(self) -> bool:
+        return self.state == "verified"
+
+
+def content_of(segment: Segment) -> Content:
+    owner = segment.owner
+    assert isinstance(owner, Content)  # noqa: S101 — segments are made here alone
+    return owner
+
+
+def source_folder(source: str) -> str:
+    """A folder name for a repository: readable enough, and never two for one name."""
+    return f"{hashlib.sha256(source.encode()).hexdigest()[:16]}" if source else SHARED
+
+
+def folder_of(root: Path, digest: Digest, reading: Reading, source: str) -> Path:
+    return root / "content" / source_folder(source) / "sha256" / digest.hex[:2] / f"{digest.hex}.{reading.value}"

@@ -1,0 +1,330 @@
+"""The store: contents on disk, in step with the catalog.
+
+Whoever must know of a segment's life is a `Watcher`; its methods are called by the thread that did the thing, no lock held, and
+in this order for one segment: grown…, durable, and perhaps withdrawn.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Protocol, Self
+
+from modelvold.errors import Exhausted, Failing, Failure, Mismatch, Refused
+from modelvold.layer.extent import Extent
+from modelvold.layer.toc import Reading
+from modelvold.oci.digest import Digest
+from modelvold.store.catalog import Catalog, ContentRow, SegmentRow
+from modelvold.store.content import Content, content_of, folder_of
+from modelvold.store.database import Database
+from modelvold.store.durability import Durability
+from modelvold.store.segment import Segment, Writer
+from modelvold.store.verification import Verification
+
+log = logging.getLogger(__name__)
+
+#: An answer is not a receipt: a read that was allowed may reach the file this much later (rule 4).
+GRACE = 1.0
+
+
+class Watcher(Protocol):
+    def on_grown(self, segment: Segment) -> None:
+        """Bytes were appended."""
+
+    def on_durable(self, segments: Sequence[Segment]) -> None:
+        """These are on disk and recorded: nobody needs to be asked about them any more."""
+
+    def on_withdrawn(self, segments: Sequence[Segment]) -> None:
+        """These are about to be truncated: from now on every read of them must be asked about."""
+
+    def on_failed(self, segments: Sequence[Segment], failure: Failure) -> None:
+        """These cannot be had, for now."""
+
+
+class Store:
+    """Opens with a `with`. Raises Refused at the door when another process holds the store."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.failing: Failing | None = None
+        self._contents: dict[int, Content] = {}
+        self._by_key: dict[tuple[Digest, Reading, str], Content] = {}
+        self._lock = threading.Lock()  # guards the two tables above and _watchers
+        self._watchers: tuple[Watcher, ...] = ()
+        self._life = ExitStack()
+        self._closing = threading.Event()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as life:
+            for folder in ("content", "volumes", "snapshots"):
+                (self.root / folder).mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.root.chmod(0o711)  # containers' root folders lie below
+            (self.root / "snapshots").chmod(0o711)
+            life.enter_context(_flocked(self.root / "lock"))
+            database = Database(self.root / "catalog.db")
+            life.callback(database.close)
+            self.database = database
+            self.catalog = Catalog(database)
+            self._recover()
+            self._verification = life.enter_context(Verification(self._on_judged))
+            self._durability = life.enter_context(Durability(self._on_synced, self._on_sync_failed))
+            life.callback(self._closing.set)
+            self._life = life.pop_all()
+        for content in self.contents():
+            if content.state == "unverified" and content.is_durable:
+                self._verification.submit(content)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._life.close()
+
+    def watch(self, watcher: Watcher) -> None:
+        with self._lock:
+            self._watchers = (*self._watchers, watcher)
+
+    # -- what there is
+
+    def contents(self) -> list[Content]:
+        with self._lock:
+            return list(self._contents.values())
+
+    def content(self, number: int) -> Content:
+        with self._lock:
+            return self._contents[number]
+
+    def has(self, number: int) -> bool:
+        with self._lock:
+            return number in self._contents
+
+    def find(self, digest: Digest, reading: Reading, source: str) -> Content | None:
+        """The content of `source`, or the shared one where `source` is empty."""
+        with self._lock:
+            return self._by_key.get((digest, reading, source))
+
+    def used(self) -> int:
+        """Bytes in segment files."""
+        return sum(segment.present for content in self.contents() for segment in content.segments)
+
+    # -- growing
+
+    def add(self, digest: Digest, reading: Reading, source: str, length: int, cut: Sequence[Extent]) -> Content:
+        """An empty content. Its files exist, empty, when this returns: EROFS opens them all."""
+        self.check()
+        folder = folder_of(self.root, digest, reading, source)
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for number in range(len(cut)):
+                os.close(os.open(folder / f"{number:05d}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+            sync_folder(folder)
+            sync_folder(folder.parent)
+        except OSError as error:
+            raise Exhausted(
+                f"store {self.root}: {error.strerror} while making {len(cut)} segments", "make room"
+            ) from error
+        number = self.catalog.add_content(digest, reading, source, length, cut)
+        row = ContentRow(number, digest, reading, source, length, "unverified", "")
+        content = Content(self.root, row, (SegmentRow(n, extent, None) for n, extent in enumerate(cut)))
+        for segment in content.segments:
+            segment.inode = segment.path.stat().st_ino
+        with self._lock:
+            self._contents[number] = content
+            self._by_key[digest, reading, source] = content
+        if not cut:
+            self._verification.submit(content)
+        return content
+
+    def on_appended(self, writer: Writer) -> None:
+        """A transfer appended through `writer`: tell those who wait, and see to durability when it was the last."""
+        segment = writer.segment
+        segment.failure = None
+        if segment.is_complete:
+            self._durability.submit(segment, writer.detach())
+        for watcher in self._watchers:
+            watcher.on_grown(segment)
+
+    def fail(self, segments: Sequence[Segment], failure: Failure) -> None:
+        """These cannot be fetched for now; whoever waits for them is told."""
+        for segment in segments:
+            segment.failure = failure
+            content_of(segment).last_error = failure
+        for watcher in self._watchers:
+            watcher.on_failed(segments, failure)
+
+    def check(self) -> None:
+        """Raises Failing when nothing new may be promised."""
+        if self.failing:
+            raise self.failing
+
+    # -- shrinking
+
+    def withdraw(self, segments: Sequence[Segment]) -> None:
+        """Makes segments missing: unrecord, sync, have reads asked about, wait, truncate (rules 2 and 4)."""
+        held = [segment for segment in segments if segment.present]
+        self.catalog.unrecord((content_of(segment).id, segment.number) for segment in held)
+        for segment in held:
+            segment.durable = False
+        for watcher in self._watchers:
+            watcher.on_withdrawn(held)
+        self._closing.wait(GRACE)
+        for segment in held:
+            segment.truncate()
+
+    def remove(self, content: Content) -> int:
+        """Forgets a content that no volume names and frees its bytes. Returns how many."""
+        freed = sum(segment.present for segment in content.segments)
+        self.catalog.remove_content(content.id)
+        with self._lock:
+            del self._contents[content.id]
+            self._by_key.pop((content.digest, content.reading, content.source), None)
+        shutil.rmtree(content.folder(), ignore_errors=True)
+        return freed
+
+    # -- called by our own threads
+
+    def _on_synced(self, batch: Sequence[tuple[Segment, bytes]]) -> None:
+        if self.failing:
+            return
+        self.catalog.record_durable(
+            (content_of(segment).id, segment.number, fingerprint) for segment, fingerprint in batch
+        )
+        segments = [segment for segment, _ in batch]
+        for watcher in self._watchers:
+            watcher.on_durable(segments)
+        for segment in segments:
+            segment.durable = True
+        for content in {content_of(segment).id: content_of(segment) for segment in segments}.values():
+            if content.is_durable and content.state == "unverified":
+                self._verification.submit(content)
+
+    def _on_sync_failed(self, why: str) -> None:
+        if self.failing:
+            return
+        self.failing = Failing(
+            f"store {self.root} is failing: {why}",
+            "what was not recorded is not served; mend the disk, then restart modelvold",
+        )
+        log.error("store failing reason=%r", why)
+        unrecorded = [s for content in self.contents() for s in content.segments if s.present and not s.durable]
+        self.fail(unrecorded, self.failing)
+        for segment in unrecorded:
+            try:
+                segment.truncate()
+            except OSError as error:
+                log.error("truncate segment=%s error=%s", segment.path, error)  # noqa: TRY400 — the store is known to fail
+
+    def _on_judged(self, content: Content, found: str) -> None:
+        if found == content.digest.hex:
+            self._share(content)
+            log.info("verified content=%s bytes=%d", content.digest, content.length)
+            return
+        reason = f"its bytes have digest sha256:{found}"
+        log.error("quarantine content=%s source=%s reason=%r", content.digest, content.source, reason)
+        content.state, content.reason = "quarantined", reason
+        self.catalog.set_state(content.id, "quarantined", reason)
+        failure = Mismatch(
+            f"layer {content.digest} from {content.source}: {reason}",
+            "remove the model with `modelvold rm`, and ask its producer",
+        )
+        self.fail(content.segments, failure)
+        self.withdraw(content.segments)
+
+    def _share(self, content: Content) -> None:
+        """Into the shared place, unless the same content lies there already. Three steps, each safe to be the last one done."""
+        self.catalog.set_state(content.id, "verified")
+        source = content.source
+        shared = folder_of(self.root, content.digest, content.reading, "")
+        with self._lock:
+            taken = (content.digest, content.reading, "") in self._by_key
+        if not taken:
+            shared.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            content.folder().rename(shared)
+            sync_folder(shared.parent)
+            with self._lock:
+                self._by_key.pop((content.digest, content.reading, source), None)
+                content.source = ""
+                self._by_key[content.digest, content.reading, ""] = content
+            self.catalog.share(content.id, source)
+        content.state = "verified"
+
+    # -- at the start
+
+    def _recover(self) -> None:
+        """Only recorded segments whose length agrees are trusted; everything else goes (rule 2)."""
+        rows = self.catalog.contents()
+        known = set()
+        for row in rows:
+            content = Content(self.root, self._settled(row), self.catalog.segments(row.id))
+            self._recover_content(
+                content, {s.number for s in self.catalog.segments(row.id) if s.fingerprint is not None}
+            )
+            self._contents[content.id] = content
+            self._by_key[content.digest, content.reading, content.source] = content
+            known.add(content.folder())
+        for folder in (self.root / "content").glob("*/sha256/*/*"):
+            if folder not in known:
+                log.warning("sweep folder=%s reason=unrecorded", folder)
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _settled(self, row: ContentRow) -> ContentRow:
+        """Finishes a move to the shared place that a crash cut short."""
+        shared = folder_of(self.root, row.digest, row.reading, "")
+        if (
+            row.source
+            and row.state == "verified"
+            and not folder_of(self.root, row.digest, row.reading, row.source).exists()
+            and shared.exists()
+        ):
+            self.catalog.share(row.id, row.source)
+            return ContentRow(row.id, row.digest, row.reading, "", row.length, row.state, row.reason)
+        return row
+
+    def _recover_content(self, content: Content, recorded: set[int]) -> None:
+        content.folder().mkdir(parents=True, exist_ok=True, mode=0o700)
+        lost: list[Segment] = []
+        for segment in content.segments:
+            descriptor = os.open(segment.path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+            state = os.fstat(descriptor)
+            os.close(descriptor)
+            segment.inode = state.st_ino
+            if segment.number in recorded and state.st_size == segment.padded:
+                segment.present, segment.durable = state.st_size, True
+            elif segment.number in recorded or state.st_size:
+                lost.append(segment)
+        if lost:
+            log.warning("recover content=%s segments=%d dropped=%d", content.digest, len(content.segments), len(lost))
+            self.catalog.unrecord((content.id, segment.number) for segment in lost)
+            if content.is_verified:
+                content.state = "unverified"
+                self.catalog.set_state(content.id, "unverified")
+            for segment in lost:
+                segment.truncate()
+
+
+def sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _flocked(path: Path) -> Iterator[None]:
+    """Rule 3: one writer. A second daemon on one store would make holes, and holes read as zeros."""
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Refused(
+                f"store {path.parent}: another modelvold holds it", "stop that one first, or give --root another folder"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,156 @@
+"""Settings files, flags and environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from modelvold import config
+from modelvold.config import Endpoint
+from modelvold.errors import InvalidInput
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "configuration.md"
+
+
+def _load(tmp_path: Path, text: str) -> config.Config:
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+    return config.load(file, environment={})
+
+
+def test_defaults(tmp_path: Path) -> None:
+    found = _load(tmp_path, "")
+    assert (found.store.root, found.run) == (Path("/var/lib/modelvold"), Path("/run/modelvold"))
+    assert found.address == Path("/run/modelvold/modelvold.sock")
+    assert (found.fetch.connections, found.fetch.prefetch, found.fetch.deadline) == (8, True, 60.0)
+    assert found.registry.hosts_dir == Path("/etc/containerd/certs.d")
+    assert found.docker_config == Path("/root/.docker/config.json")
+    assert (found.mount.backend, found.log.level, found.log.format) == ("auto", "info", "text")
+    assert (str(found.facade.listen), str(found.metrics.listen)) == ("127.0.0.1:7878", "127.0.0.1:7879")
+
+
+def test_every_key(tmp_path: Path) -> None:
+    found = _load(
+        tmp_path,
+        """
+        [store]
+        root = "/a"
+        [fetch]
+        connections = 64
+        prefetch = false
+        deadline = 1
+        [registry]
+        hosts_dir = "/b"
+        docker_config = "/c/config.json"
+        [mount]
+        backend = "lazy"
+        [facade]
+        listen = "[::1]:1"
+        [metrics]
+        listen = "0.0.0.0:65535"
+        [log]
+        level = "debug"
+        format = "json"
+        """,
+    )
+    assert (found.store.root, found.registry.hosts_dir) == (Path("/a"), Path("/b"))
+    assert found.docker_config == Path("/c/config.json")
+    assert (found.fetch.connections, found.fetch.prefetch, found.fetch.deadline) == (64, False, 1.0)
+    assert (found.facade.listen, found.metrics.listen) == (Endpoint("::1", 1), Endpoint("0.0.0.0", 65535))
+    assert (found.mount.backend, found.log.level, found.log.format) == ("lazy", "debug", "json")
+
+
+def test_listeners_can_be_off(tmp_path: Path) -> None:
+    found = _load(tmp_path, '[facade]\nlisten = ""\n[metrics]\nlisten = ""')
+    assert (found.facade.listen, found.metrics.listen) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "says"),
+    [
+        ("[fetch]\nfoo = 1", "fetch.foo", "connections, prefetch, deadline"),
+        ("[fetsch]\nx = 1", "fetsch", "[facade], [fetch], [log]"),
+        ("connections = 1", "connections", "[fetch]"),
+        ("fetch = 3", "fetch", "heading [fetch]"),
+        ('[fetch]\nconnections = "8"', "fetch.connections", "1 to 64"),
+        ("[fetch]\nconnections = 0", "fetch.connections", "1 to 64"),
+        ("[fetch]\nconnections = 65", "fetch.connections", "1 to 64"),
+        ("[fetch]\nconnections = true", "fetch.connections", "1 to 64"),
+        ("[fetch]\nprefetch = 1", "fetch.prefetch", "true or false"),
+        ("[fetch]\ndeadline = 0", "fetch.deadline", "more than 0"),
+        ("[fetch]\ndeadline = nan", "fetch.deadline", "more than 0"),
+        ('[store]\nroot = "var"', "store.root", "absolute path"),
+        ("[store]\nroot = 3", "store.root", "absolute path"),
+        ('[registry]\ndocker_config = "~/x"', "registry.docker_config", "absolute path"),
+        ('[mount]\nbackend = "fuse"', "mount.backend", '"lazy"'),
+        ('[facade]\nlisten = "0.0.0.0:7878"', "facade.listen", "loopback"),
+        ('[facade]\nlisten = "10.0.0.1:7878"', "facade.listen", "loopback"),
+        ('[facade]\nlisten = "127.0.0.1"', "facade.listen", "host:port"),
+        ('[facade]\nlisten = "127.0.0.1:0"', "facade.listen", "1 to 65535"),
+        ('[facade]\nlisten = "127.0.0.1:65536"', "facade.listen", "1 to 65535"),
+        ('[metrics]\nlisten = "node:7879"', "metrics.listen", "host:port"),
+        ("[metrics]\nlisten = 7879", "metrics.listen", "host:port"),
+        ('[log]\nlevel = "loud"', "log.level", '"warning"'),
+        ('[log]\nformat = "xml"', "log.format", '"json"'),
+        ("[store\nx", "not TOML", "line 1"),
+    ],
+)
+def test_an_error_names_file_key_and_what_is_allowed(tmp_path: Path, text: str, key: str, says: str) -> None:
+    with pytest.raises(InvalidInput) as failure:
+        _load(tmp_path, text)
+    assert failure.value.message.startswith(f"{tmp_path}/config.toml: {key}")
+    assert says in str(failure.value)
+
+
+def test_a_file_of_bytes(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(InvalidInput, match="not TOML"):
+        config.load(file)
+    with pytest.raises(InvalidInput, match="directory"):
+        config.load(tmp_path)
+
+
+def test_flags_override_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('[store]\nroot = "/a"\n[fetch]\nconnections = 3')
+    found = config.load(file, root=Path("/r"), run=tmp_path / "run", environment={})
+    assert (found.store.root, found.fetch.connections) == (Path("/r"), 3)
+    assert (found.run, found.address) == (tmp_path / "run", tmp_path / "run" / "modelvold.sock")
+    assert config.load(file, address=Path("x.sock")).address == Path("x.sock").absolute()
+
+
+def test_a_named_file_must_be_there_and_the_usual_one_need_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidInput, match=r"absent\.toml: no such file"):
+        config.load(tmp_path / "absent.toml")
+    monkeypatch.setattr(config, "DEFAULT_FILE", tmp_path / "absent.toml")
+    assert config.load().fetch.connections == 8
+
+
+@pytest.mark.parametrize(
+    ("environment", "file"),
+    [
+        ({"DOCKER_CONFIG": "/d"}, "/d/config.json"),
+        ({"HOME": "/home/x"}, "/home/x/.docker/config.json"),
+        ({"DOCKER_CONFIG": ""}, "/root/.docker/config.json"),
+    ],
+)
+def test_where_docker_keeps_credentials(tmp_path: Path, environment: dict[str, str], file: str) -> None:
+    empty = tmp_path / "config.toml"
+    empty.write_text("")
+    assert config.load(empty, environment=environment).docker_config == Path(file)
+
+
+def test_the_clients_address() -> None:
+    named = {"MODELVOLD_ADDRESS": "/e.sock"}
+    assert config.client_address(Path("/f.sock"), named) == Path("/f.sock")
+    assert config.client_address(None, named) == Path("/e.sock")
+    assert config.client_address(None, {}) == Path("/run/modelvold/modelvold.sock")
+
+
+def test_every_key_is_documented_with_what_it_takes_and_nothing_else_is() -> None:
+    rows = [line.split("|")[1:-1] for line in DOCUMENT.read_text().splitlines() if line.startswith("| `[")]
+    documented = {}
+    for section, key, allowed, _default, _meaning in rows:
+        documented[f"{section.strip().strip('`[]')}.{key.strip().strip('`')}"] = allowed.strip()
+    assert documented == dict(config.ALLOWED)

@@ -1,0 +1,164 @@
+"""The daemon under test: `python -m modelvold serve` as a program, with folders, sockets and ports of its own.
+
+    <folder>/config.toml, daemon.log
+    <folder>/store        [store] root
+    <folder>/run          its socket and mounts
+    <folder>/certs.d      [registry] hosts_dir, unless another is given
+
+Its mounts outlive it by design (a restart adopts them), so `close()` takes away what is mounted below `run`, says in
+`leftovers` what that was, and touches nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.lab.containerd import Modelvold
+from tests.lab.mounts import unmount_below
+from tests.lab.program import Program, free_port
+
+_SOURCE = Path(__file__).resolve().parents[2] / "daemon"
+
+Settings = dict[str, dict[str, object]]
+
+
+class Daemon:
+    """`with Daemon(folder, {"fetch": {"prefetch": False}}) as daemon:`; `settings` override ours."""
+
+    def __init__(self, folder: Path, settings: Settings | None = None, *, hosts_dir: Path | None = None) -> None:
+        self.folder = folder
+        self.root = folder / "store"
+        self.run = folder / "run"
+        self.socket = self.run / "modelvold.sock"
+        self.hosts_dir = hosts_dir or folder / "certs.d"
+        self.facade_port = free_port()
+        self.metrics_port = free_port()
+        self.leftovers: list[str] = []
+        self.settings: Settings = {
+            "store": {"root": str(self.root)},
+            "registry": {"hosts_dir": str(self.hosts_dir), "docker_config": str(folder / "docker/config.json")},
+            "facade": {"listen": f"127.0.0.1:{self.facade_port}"},
+            "metrics": {"listen": f"127.0.0.1:{self.metrics_port}"},
+            "log": {"level": "debug"},
+        }
+        for section, values in (settings or {}).items():
+            self.settings[section] = {**self.settings.get(section, {}), **values}
+        self._environment = {
+            "PYTHONPATH": f"{_SOURCE}:{os.environ.get('PYTHONPATH', '')}".rstrip(":"),
+            "PYTHONUNBUFFERED": "1",
+            "MODELVOLD_ADDRESS": str(self.socket),
+            "DOCKER_CONFIG": str(folder / "docker"),
+        }
+        self._program = Program(
+            f"modelvold-{folder.name}",
+            [sys.executable, "-m", "modelvold", "serve", "--config", folder / "config.toml", "--run", self.run],
+            folder / "daemon.log",
+            self.is_answering,
+            self._environment,
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._program.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._program.is_running
+
+    @property
+    def facade(self) -> str:
+        """`host:port`."""
+        return f"127.0.0.1:{self.facade_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://127.0.0.1:{self.metrics_port}"
+
+    @property
+    def for_containerd(self) -> Modelvold:
+        return Modelvold(self.socket, self.facade, self.root)
+
+    def is_answering(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.socket)) == 0
+
+    def login(self, host: str, user: str, password: str) -> None:
+        """The node's own credentials for a registry, as `docker login` leaves them."""
+        path = self.folder / "docker/config.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        known = json.loads(path.read_text()) if path.exists() else {"auths": {}}
+        known["auths"][host] = {"username": user, "password": password}
+        path.write_text(json.dumps(known))
+        path.chmod(0o600)
+
+    def configure(self, section: str, **values: object) -> None:
+        """Takes effect at the next start."""
+        self.settings.setdefault(section, {}).update(values)
+
+    def start(self, patience: float = 30.0) -> None:
+        """Returns when the socket answers. Raises Failed with the end of the log."""
+        for folder in (self.root, self.run, self.hosts_dir):
+            folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "config.toml").write_text(_toml(self.settings))
+        self._program.start(patience)
+
+    def stop(self) -> int | None:
+        """SIGTERM; the exit status."""
+        return self._program.stop()
+
+    def kill9(self) -> None:
+        """SIGKILL, as the kernel or a power cut would. The socket's file stays behind."""
+        self._program.kill()
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def cli(self, *words: str | Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """`modelvold WORDS…` against this daemon, with its end awaited; look at `returncode`."""
+        return subprocess.run(
+            [sys.executable, "-m", "modelvold", *(str(word) for word in words)],
+            env={**os.environ, **self._environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def log_text(self) -> str:
+        return self._program.log.read_text(errors="replace") if self._program.log.exists() else ""
+
+    def close(self) -> None:
+        self.stop()
+        if self.run.exists():
+            self.leftovers += [f"mount {mount.point} ({mount.type})" for mount in unmount_below(self.run)]
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _toml(settings: Settings) -> str:
+    """TOML's strings, booleans, numbers and arrays of strings are written as JSON's."""
+    lines = []
+    for section, values in settings.items():
+        lines.append(f"[{section}]")
+        lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+    return "\n".join(lines) + "\n"

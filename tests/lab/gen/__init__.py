@@ -1,0 +1,1 @@
+"""Generated; see tests/lab/cri.py for how."""

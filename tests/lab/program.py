@@ -1,0 +1,123 @@
+"""A program of the laboratory while it runs: one life, with a log file and an end.
+
+A program is a session of its own, so Ctrl-C reaches us and not it, and we end it in our order: SIGTERM, then SIGKILL.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+_PATIENCE = 30.0
+
+
+class Failed(Exception):  # noqa: N818
+    """A program did not come up, or ended by itself; the message ends with the last lines of its log."""
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_until(true: Callable[[], bool], patience: float = _PATIENCE) -> bool:
+    """Whether `true()` became so within `patience` seconds; asked every 10 ms."""
+    end = time.monotonic() + patience
+    while not true():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+class Program:
+    """`command`, its output appended to `log`. `is_ready` says when `start()` may return."""
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str | Path],
+        log: Path,
+        is_ready: Callable[[], bool],
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name = name
+        self.log = log
+        self._command = [str(word) for word in command]
+        self._is_ready = is_ready
+        self._environment = {**os.environ, **(environment or {})}
+        self._running: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Raises Failed when it is not running."""
+        if self._running is None or self._running.poll() is not None:
+            raise Failed(f"{self.name} is not running\n{self.tail()}")
+        return self._running.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._running is not None and self._running.poll() is None
+
+    def start(self, patience: float = _PATIENCE) -> None:
+        """Returns when ready. Raises Failed if it ends before, or is not ready after `patience` seconds."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self._running = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment,
+                start_new_session=True,
+            )
+        wait_until(lambda: self._running is None or self._running.poll() is not None or self._is_ready(), patience)
+        if not self.is_running or not self._is_ready():
+            self.kill()
+            raise Failed(f"{self.name} did not come up; the end of {self.log}:\n{self.tail()}")
+
+    def stop(self, patience: float = 20.0) -> int | None:
+        """Ends it with SIGTERM, after `patience` seconds with SIGKILL. The exit status, None if it was not running."""
+        return self._end(signal.SIGTERM, patience)
+
+    def kill(self) -> int | None:
+        """SIGKILL."""
+        return self._end(signal.SIGKILL, 20.0)
+
+    def tail(self, lines: int = 20) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
+
+    def _end(self, how: signal.Signals, patience: float) -> int | None:
+        running, self._running = self._running, None
+        if running is None:
+            return None
+        if running.poll() is None:
+            running.send_signal(how)
+        try:
+            return running.wait(patience)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            return running.wait()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()

@@ -1,0 +1,281 @@
+"""The operator's door and its client over a real socket; the probes' door over a real port."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import pytest
+from modelvold import errors
+from modelvold.errors import Exhausted, Failure, InUse, NotFound, Refused, Unreachable
+from modelvold.lending.report import NodeReport, Progress, Report, VolumeReport, WaitingRead
+from modelvold.rpc import control
+from modelvold.rpc.control import ControlClient, control_door
+from modelvold.rpc.gen import control_pb2, control_pb2_grpc
+from modelvold.rpc.health import Health
+from modelvold.rpc.server import Server
+
+NODE = NodeReport(
+    "0.1.0",
+    "lazy",
+    "seen working",
+    "/var/lib/modelvold",
+    "ok",
+    1 << 40,
+    1 << 42,
+    1 << 41,
+    5,
+    1.5,
+    "127.0.0.1:7878",
+    True,
+    9,
+    2,
+    "",
+)
+VOLUME = VolumeReport(
+    id="v1",
+    reference="host/m:v1",
+    manifest="sha256:0",
+    state="lazy",
+    backend="lazy",
+    path="/run/modelvold/volumes/v1",
+    size=1 << 45,
+    present=3,
+    durable=2,
+    verified=1,
+    segments=7,
+    segments_complete=1,
+    rate=2.5,
+    eta=-1.0,
+    waiting=(WaitingRead(12, "python3", 0.25), WaitingRead(13, "cat", 1.0)),
+    consumers=("pod a", "/mnt \u00fc"),
+    last_error="none yet",
+)
+STEP = Progress("host/m:v1", 10, 5, 4, 3, 2.5, done=False)
+
+
+class InMemory:
+    """An operator whose pull waits between two steps."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[object, ...]] = []
+        self.failure: Failure | None = None
+        self.go_on, self.ended, self.stepped = threading.Event(), threading.Event(), threading.Event()
+        self.cancelled: Callable[[], bool] = lambda: False
+
+    def _note(self, *asked: object) -> None:
+        self.asked.append(asked)
+        if self.failure:
+            raise self.failure
+
+    def report(self, reference: str | None) -> Report:
+        self._note("report", reference)
+        return Report(NODE, (VOLUME, replace(VOLUME, waiting=(), consumers=())))
+
+    def mount(self, reference: str, directory: Path) -> VolumeReport:
+        self._note("mount", reference, directory)
+        return VOLUME
+
+    def unmount(self, directory: Path) -> None:
+        self._note("unmount", directory)
+
+    def pull(self, reference: str, cancelled: Callable[[], bool]) -> Iterator[Progress]:
+        self.cancelled = cancelled
+        try:
+            self._note("pull", reference)
+            yield STEP
+            self.stepped.set()
+            while not self.go_on.wait(0.01) and not cancelled():
+                pass
+            yield replace(STEP, present=10, durable=10, verified=10, done=True)
+        finally:
+            self.ended.set()
+
+    def remove(self, reference: str) -> int:
+        self._note("remove", reference)
+        return 1 << 50
+
+
+@pytest.fixture
+def operator() -> InMemory:
+    return InMemory()
+
+
+@pytest.fixture
+def client(operator: InMemory, tmp_path: Path) -> Iterator[ControlClient]:
+    address = tmp_path / "run" / "m.sock"
+    with Server(address, [control_door(operator)]), ControlClient(address) as asking:
+        yield asking
+
+
+def test_values_come_back_as_they_were_given(client: ControlClient, operator: InMemory) -> None:
+    report = client.report()
+    assert report == Report(NODE, (VOLUME, replace(VOLUME, waiting=(), consumers=())))
+    assert client.mount("host/m:v1", Path("/mnt/a b")) == VOLUME
+    client.unmount(Path("/mnt/a b"))
+    assert client.remove("host/m") == 1 << 50
+    client.report("host/m")
+    assert operator.asked == [
+        ("report", None),
+        ("mount", "host/m:v1", Path("/mnt/a b")),
+        ("unmount", Path("/mnt/a b")),
+        ("remove", "host/m"),
+        ("report", "host/m"),
+    ]
+
+
+def test_names_that_are_no_unicode_are_shown_without_it(operator: InMemory, client: ControlClient) -> None:
+    named = replace(VOLUME, waiting=(WaitingRead(1, "a\udcff", 0.0),), last_error="\udc80")
+    operator.mount = lambda *_: named  # type: ignore[method-assign]
+    assert client.mount("m", Path("/mnt")) == replace(named, waiting=(WaitingRead(1, "a?", 0.0),), last_error="?")
+
+
+def test_a_pull_tells_every_step_as_it_comes(client: ControlClient, operator: InMemory) -> None:
+    steps = client.pull("host/m:v1")
+    assert next(steps) == STEP
+    operator.go_on.set()
+    assert [step.done for step in steps] == [True]
+    assert operator.ended.wait(10)
+
+
+def test_closing_a_pull_cancels_it(client: ControlClient, operator: InMemory) -> None:
+    steps = client.pull("host/m:v1")
+    next(steps)
+    assert operator.stepped.wait(10)
+    assert not operator.cancelled()
+    steps.close()
+    assert operator.ended.wait(10)
+    assert operator.cancelled()
+
+
+def test_pulls_leave_threads_for_others(
+    client: ControlClient, operator: InMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pulls = [client.pull(f"m{n}") for n in range(control._MOST_PULLS)]
+    for pull in pulls:
+        next(pull)
+    with pytest.raises(Exhausted, match="16 pulls run already"):
+        next(client.pull("one/more"))
+    assert client.report().node == NODE
+    operator.go_on.set()
+    for pull in pulls:
+        assert [step.done for step in pull] == [True]
+    assert next(client.pull("one/more")) == STEP
+
+
+ALL = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Failure)]
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("remedy", ["", "mend it; then \u00fc try again"])
+def test_failures_come_back_with_class_cause_and_remedy(
+    client: ControlClient, operator: InMemory, kind: type[Failure], remedy: str
+) -> None:
+    operator.failure = kind("host/m:v1: caf\u00e9; refused", remedy)
+    for ask in (client.report, lambda: client.remove("m"), lambda: list(client.pull("m"))):
+        with pytest.raises(Failure) as raised:
+            ask()
+        assert type(raised.value) is kind
+        assert (raised.value.message, raised.value.remedy) == (operator.failure.message, remedy)
+
+
+def test_other_clients_see_the_remedy_in_the_text(client: ControlClient, operator: InMemory, tmp_path: Path) -> None:
+    operator.failure = InUse("m: used by pod a", "stop it")
+    with grpc.insecure_channel(f"unix:{tmp_path}/run/m.sock") as channel:
+        stub = control_pb2_grpc.ControlStub(channel)  # type: ignore[no-untyped-call]
+        with pytest.raises(grpc.RpcError) as raised:
+            stub.Remove(control_pb2.RemoveRequest(reference="m"))
+    assert raised.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert raised.value.details() == "m: used by pod a; stop it"
+
+
+def test_a_text_longer_than_headers_may_be_still_arrives(client: ControlClient, operator: InMemory) -> None:
+    operator.failure = NotFound("x" * 100_000, "\u00fc" * 10_000)
+    with pytest.raises(NotFound) as raised:
+        client.report()
+    assert raised.value.message.startswith("x" * 1000)
+    assert raised.value.remedy.startswith("\u00fc" * 100)
+
+
+def test_what_no_room_raised_on_purpose_points_to_the_log(client: ControlClient, operator: InMemory) -> None:
+    operator.report = lambda _: 1 / 0  # type: ignore[assignment,return-value]
+    with pytest.raises(Failure, match="see the log"):
+        client.report()
+
+
+def test_nobody_there(tmp_path: Path) -> None:
+    address = tmp_path / "m.sock"
+    with ControlClient(address) as client, pytest.raises(Unreachable, match="there is no socket") as raised:
+        client.report()
+    assert "modelvold serve" in raised.value.remedy
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(address))
+    with ControlClient(address) as client, pytest.raises(Unreachable, match="nobody listens"):
+        client.remove("m")
+    with ControlClient(address) as client, pytest.raises(Unreachable, match="nobody listens"):
+        next(client.pull("m"))
+
+
+def test_a_daemon_that_ends_during_a_pull(operator: InMemory, tmp_path: Path) -> None:
+    address = tmp_path / "run" / "m.sock"
+    with ControlClient(address) as client:
+        with Server(address, [control_door(operator)]):
+            steps = client.pull("m")
+            next(steps)
+        with pytest.raises(Unreachable, match="there is no socket"):
+            list(steps)
+    assert operator.ended.wait(10)
+
+
+def _ask(port: int, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}") as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_probes_are_told_how_it_is() -> None:
+    alive, reason = [True], [""]
+    with Health("127.0.0.1", 0, lambda: alive[0], lambda: reason[0]) as health:
+        assert _ask(health.port, "/healthz") == (200, "ok\n")
+        assert _ask(health.port, "/readyz?verbose") == (200, "ok\n")
+        reason[0] = "the store is failing"
+        assert _ask(health.port, "/readyz") == (503, "the store is failing\n")
+        assert _ask(health.port, "/healthz") == (200, "ok\n")
+        alive[0] = False
+        assert _ask(health.port, "/healthz")[0] == 503
+        assert _ask(health.port, "/")[0] == 404
+        assert "health" in [thread.name for thread in threading.enumerate()]
+    assert "health" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_probe_that_fails_is_an_answer_too() -> None:
+    with Health("127.0.0.1", 0, lambda: bool(1 / 0), str) as health:
+        assert _ask(health.port, "/healthz")[0] == 500
+        assert _ask(health.port, "/readyz")[0] == 200
+
+
+def test_silent_askers_do_not_keep_others_from_an_answer() -> None:
+    with Health("127.0.0.1", 0, lambda: True, str) as health:
+        silent = [socket.create_connection(("127.0.0.1", health.port)) for _ in range(5)]
+        assert _ask(health.port, "/healthz") == (200, "ok\n")
+        for asker in silent:
+            asker.close()
+
+
+def test_a_port_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with (
+            pytest.raises(Refused, match=f"127.0.0.1:{port}: Address already in use"),
+            Health("127.0.0.1", port, bool, str),
+        ):
+            pass

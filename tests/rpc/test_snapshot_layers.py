@@ -1,0 +1,160 @@
+"""What layers do to each other, through the kernel's overlay; what they take on disk, and how they go."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab.snapshots import SnapshotsClient, SnapshotsLab, mounted, settled_lab
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[SnapshotsLab]:
+    with settled_lab(tmp_path) as lab:
+        yield lab
+
+
+@pytest.fixture
+def client(lab: SnapshotsLab) -> SnapshotsClient:
+    return lab.client
+
+
+def tree(folder: Path) -> dict[str, tuple[object, ...]]:
+    """Everything that an image's layer says of a file, but for times and link counts."""
+    found = {}
+    for path in [folder, *folder.rglob("*")]:
+        status = path.lstat()
+        content = path.read_bytes() if stat.S_ISREG(status.st_mode) else b""
+        found[str(path.relative_to(folder))] = (status.st_mode, status.st_uid, status.st_gid, content)
+    return found
+
+
+def write(path: Path, text: str, mode: int = 0o777) -> None:
+    path.write_text(text)
+    path.chmod(mode)
+
+
+def _rename(folder: Path) -> None:
+    (folder / "file").rename(folder / "moved")
+    os.link(folder / "keep", folder / "linked")
+    (folder / "keep").unlink()
+
+
+def _remove_and_make_again(folder: Path) -> None:
+    shutil.rmtree(folder / "dir")
+    (folder / "dir").mkdir(mode=0o700)
+    write(folder / "dir/new", "n")
+
+
+def _chown(folder: Path) -> None:
+    os.chown(folder / "file", 1, 2)
+    os.chown(folder / "dir", 3, 4)
+    os.lchown(folder / "dir/link", 5, 6)
+
+
+def _modes(folder: Path) -> None:
+    (folder / "dir").chmod(0o1777)
+    (folder / "file").chmod(0o400)
+    folder.chmod(0o711)
+
+
+def _replace(folder: Path) -> None:
+    (folder / "file").unlink()
+    (folder / "file").mkdir()
+    shutil.rmtree(folder / "dir")
+    write(folder / "dir", "now a file")
+
+
+@pytest.mark.parametrize("change", [_rename, _remove_and_make_again, _chown, _modes, _replace])
+def test_layers(lab: SnapshotsLab, change: Callable[[Path], None]) -> None:
+    flat = lab.root / "flat"
+    flat.mkdir()
+    flat.chmod(0o755)
+
+    def first(folder: Path) -> None:
+        write(folder / "file", "f", 0o644)
+        write(folder / "keep", "k", 0o600)
+        (folder / "dir").mkdir()
+        (folder / "dir").chmod(0o750)
+        (folder / "dir/link").symlink_to("../file")
+        write(folder / "dir/old", "o")
+
+    def last(folder: Path) -> None:
+        write(folder / "last", "l")
+
+    parent = ""
+    for number, step in enumerate((first, change, last)):
+        step(flat)
+        lab.layer(f"c{number}", parent, step)
+        parent = f"c{number}"
+        with mounted(lab.client.view(f"v{number}", parent), lab.root / "at") as at:
+            assert tree(at) == tree(flat)
+
+
+def test_128_layers(lab: SnapshotsLab) -> None:
+    flat = lab.root / "flat"
+    flat.mkdir()
+    flat.chmod(0o755)
+
+    def step(folder: Path, number: int) -> None:
+        write(folder / "overwrite", str(number))
+        (folder / "add").mkdir(exist_ok=True)
+        write(folder / f"add/{number}", "same")
+        shutil.rmtree(folder / "only", ignore_errors=True)
+        (folder / "only").mkdir()
+        write(folder / f"only/{number}", "me")
+
+    for number in range(128):
+        step(flat, number)
+        lab.layer(f"c{number}", f"c{number - 1}" if number else "", lambda folder, n=number: step(folder, n))
+    with mounted(lab.client.view("v", "c127"), lab.root / "at") as at:
+        assert tree(at) == tree(flat)
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2])
+def test_a_view_cannot_be_written(lab: SnapshotsLab, layers: int) -> None:
+    for number in range(layers):
+        lab.layer(f"c{number}", f"c{number - 1}" if number else "", lambda _: None)
+    with (
+        mounted(lab.client.view("v", f"c{layers - 1}" if layers else ""), lab.root / "at") as at,
+        pytest.raises(OSError, match="Read-only file system"),
+    ):
+        (at / "x").touch()
+
+
+def test_usage(lab: SnapshotsLab, client: SnapshotsClient) -> None:
+    with mounted(client.prepare("a"), lab.root / "at") as at:
+        (at / "file").write_bytes(b"x" * 100_000)
+        os.sync()
+        size, inodes = client.usage("a")
+        assert 100_000 < size < 200_000
+        assert inodes == 2
+    client.commit("c", "a")
+    assert client.usage("c") == (size, inodes)
+    client.view("v", "c")
+    assert client.usage("v") == (0, 0)
+    client.prepare("b", "c")
+    assert client.usage("b")[1] == 1
+
+
+def test_cleanup_takes_what_is_removed_and_nothing_else(lab: SnapshotsLab, client: SnapshotsClient) -> None:
+    def folders() -> set[str]:
+        return {path.name for path in (lab.root / "snapshots").iterdir() if path.name.isdecimal()}
+
+    client.prepare("stays")
+    stays = folders()
+    client.prepare("goes")
+    client.remove("goes")
+    assert len(folders()) == 2
+    client.cleanup()
+    assert folders() == stays
+    (lab.root / "snapshots/99/fs").mkdir(parents=True)
+    lab.restart()
+    assert folders() == stays
+    with mounted(lab.client.mounts("stays"), lab.root / "at") as at:
+        (at / "x").touch()

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from modelvold.snapshot.mounts import Layout, Mount, mounts
+from modelvold.snapshot.record import Info, Kind, Layer, Record, Usage
+
+LAYOUT = Layout(Path("/s"), ("index=off",))
+VOLUMES = {"m": Path("/v/m")}
+READ_ONLY = ("ro", "rbind", "nosuid", "nodev")
+IMAGE_VOLUME = "k8s.io/43//run/containerd/io.containerd.grpc.v1.cri/image-volumes/sandbox/abc"
+
+
+def record(kind: Kind, *parents: Layer, key: str = "k8s.io/1/app") -> Record:
+    return Record(Info(key, "p" if parents else "", kind, {}, 0, 0), Layer(9), Usage(), parents)
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "expected"),
+    [
+        (record(Kind.ACTIVE), Mount("bind", "/s/9/fs", ("rw", "rbind"))),
+        (record(Kind.VIEW), Mount("bind", "/s/9/fs", ("ro", "rbind"))),
+        (record(Kind.VIEW, Layer(1)), Mount("bind", "/s/1/fs", ("ro", "rbind"))),
+        (
+            record(Kind.ACTIVE, Layer(2), Layer(1)),
+            Mount(
+                "overlay",
+                "overlay",
+                ("workdir=/s/9/work", "upperdir=/s/9/fs", "lowerdir=/s/2/fs:/s/1/fs", "index=off"),
+            ),
+        ),
+        (
+            record(Kind.VIEW, Layer(2), Layer(1)),
+            Mount("overlay", "overlay", ("lowerdir=/s/2/fs:/s/1/fs", "index=off")),
+        ),
+        (record(Kind.VIEW, Layer(1, "m")), Mount("bind", "/v/m", READ_ONLY)),
+        (record(Kind.ACTIVE, Layer(1, "m"), key=IMAGE_VOLUME), Mount("bind", "/v/m", READ_ONLY)),
+        (
+            record(Kind.ACTIVE, Layer(1, "m")),
+            Mount("overlay", "overlay", ("workdir=/s/9/work", "upperdir=/s/9/fs", "lowerdir=/v/m", "index=off")),
+        ),
+        (
+            record(Kind.VIEW, Layer(3), Layer(2, "m"), Layer(1)),
+            Mount("overlay", "overlay", ("lowerdir=/s/3/fs:/v/m", "index=off")),
+        ),
+        (
+            record(Kind.ACTIVE, Layer(1), key=IMAGE_VOLUME),
+            Mount("overlay", "overlay", ("workdir=/s/9/work", "upperdir=/s/9/fs", "lowerdir=/s/1/fs", "index=off")),
+        ),
+    ],
+)
+def test_mounts(snapshot: Record, expected: Mount) -> None:
+    assert mounts(snapshot, LAYOUT, VOLUMES) == (expected,)
+
+
+def test_a_key_that_only_speaks_of_image_volumes_is_none() -> None:
+    snapshot = record(Kind.ACTIVE, Layer(1, "m"), key="k8s.io/1/my-image-volumes")
+    assert mounts(snapshot, LAYOUT, VOLUMES)[0].type == "overlay"
