@@ -73,7 +73,7 @@ def _build(config: Config, house: ExitStack) -> None:
     if not findings.is_lazy_possible:
         raise Unsupported(
             f"this machine cannot mount lazily: {findings.reason}",
-            "Linux 6.18 with CONFIG_FANOTIFY_ACCESS_PERMISSIONS and CONFIG_EROFS_FS_BACKED_BY_FILE, root, and a store on ext4, XFS or btrfs",
+            "it takes root, Linux 6.18 with fanotify permissions and file-backed EROFS, and a store on ext4, XFS or btrfs",
         )
     architecture = _ARCHITECTURES.get(platform.machine(), platform.machine())
     client = house.enter_context(

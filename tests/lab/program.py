@@ -18,7 +18,7 @@ from typing import Self
 _PATIENCE = 30.0
 
 
-class Failed(Exception):  # noqa: N818
+class Failed(Exception):
     """A program did not come up, or ended by itself; the message ends with the last lines of its log."""
 
 

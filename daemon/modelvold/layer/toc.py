@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from enum import Enum
 
 from modelvold.layer.extent import ContentOffset
-from modelvold.oci.media_type import Reading as Reading
 
 
 class Kind(Enum):

@@ -21,12 +21,12 @@ from pathlib import Path
 from modelvold.errors import Failure
 from modelvold.layer.extent import CHUNK, ContentOffset, Extent
 from modelvold.layer.raw import toc_of_raw
-from modelvold.layer.toc import Reading
 from modelvold.linux import mounts
 from modelvold.mount.backend import Volume
 from modelvold.mount.gate import Gate
 from modelvold.mount.lazy import Lazy
 from modelvold.oci.digest import Digest
+from modelvold.oci.media_type import Reading
 from modelvold.store.catalog import ContentRow, SegmentRow
 from modelvold.store.content import Content
 from modelvold.store.segment import Segment

@@ -84,11 +84,16 @@ def parse(document: bytes, what: str) -> Manifest | Index:
     Raises Malformed when it is too large, not JSON, or lacks what a manifest must have.
     """
     if len(document) > LARGEST_DOCUMENT:
-        raise Malformed(f"{what}: the manifest is larger than {LARGEST_DOCUMENT >> 20} MiB", "ask the producer to repack it with fewer layers")
+        raise Malformed(
+            f"{what}: the manifest is larger than {LARGEST_DOCUMENT >> 20} MiB",
+            "ask the producer to repack it with fewer layers",
+        )
     try:
         fields = msgspec.json.decode(document, type=_Document)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Malformed(f"{what}: not an OCI manifest: {error}", "check the reference, and that the registry is one") from error
+        raise Malformed(
+            f"{what}: not an OCI manifest: {error}", "check the reference, and that the registry is one"
+        ) from error
     if fields.manifests is not None and fields.config is None:
         return _index(fields, document, what)
     return _manifest(fields, document, what)
@@ -121,10 +126,14 @@ class _Document(msgspec.Struct, rename="camel"):
 
 def _manifest(fields: _Document, document: bytes, what: str) -> Manifest:
     if fields.schema_version != 2 or fields.config is None:
-        raise Malformed(f"{what}: not an OCI manifest: schemaVersion {fields.schema_version}, {'a' if fields.config else 'no'} config")
+        raise Malformed(
+            f"{what}: not an OCI manifest: schemaVersion {fields.schema_version}, {'a' if fields.config else 'no'} config"
+        )
     layers = fields.layers or []
     if len(layers) > MOST_LAYERS:
-        raise Malformed(f"{what}: {len(layers)} layers, more than {MOST_LAYERS}", "ask the producer to repack it with fewer layers")
+        raise Malformed(
+            f"{what}: {len(layers)} layers, more than {MOST_LAYERS}", "ask the producer to repack it with fewer layers"
+        )
     return Manifest(
         document=document,
         digest=Digest.of(document),

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from modelvold.layer.extent import ContentOffset, Extent
-from modelvold.layer.toc import Reading
 from modelvold.oci.digest import Digest
+from modelvold.oci.media_type import Reading
 from modelvold.oci.reference import Repository
 from modelvold.oci.synthetic import GivenSynthetic
 from modelvold.store.database import Database

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from modelvold.errors import Failure
-from modelvold.layer.toc import Reading
 from modelvold.oci.digest import Digest
+from modelvold.oci.media_type import Reading
 from modelvold.store.catalog import ContentRow, SegmentRow
 from modelvold.store.segment import Segment
 

@@ -14,6 +14,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import xxhash
 
@@ -151,7 +152,7 @@ class Writer:
         """A descriptor of its own for whoever syncs: errors of writing back are told to the descriptor that wrote."""
         return os.dup(self.descriptor)
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -18,8 +18,8 @@ from typing import Protocol, Self
 
 from modelvold.errors import Exhausted, Failing, Failure, Mismatch, Refused
 from modelvold.layer.extent import Extent
-from modelvold.layer.toc import Reading
 from modelvold.oci.digest import Digest
+from modelvold.oci.media_type import Reading
 from modelvold.store.catalog import Catalog, ContentRow, SegmentRow
 from modelvold.store.content import Content, content_of, folder_of
 from modelvold.store.database import Database

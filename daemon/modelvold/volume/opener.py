@@ -15,11 +15,11 @@ from typing import Protocol
 from modelvold.errors import Exhausted, Failure, Malformed, Mismatch
 from modelvold.layer.cut import cut
 from modelvold.layer.raw import toc_of_raw
-from modelvold.layer.toc import Reading, Toc
+from modelvold.layer.toc import Toc
 from modelvold.oci import document, modelpack
 from modelvold.oci.digest import Digest
 from modelvold.oci.document import Index, Manifest
-from modelvold.oci.media_type import Compression
+from modelvold.oci.media_type import Compression, Reading
 from modelvold.oci.modelpack import ModelLayer
 from modelvold.oci.reference import Reference, Repository
 from modelvold.oci.synthetic import parse_pinned_tag

@@ -1,0 +1,52 @@
+# One question, one target. `make test` and `make demo` work from a clean clone; they need git, make and Python >= 3.11 with venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: test check demo bench format lint types imports unit system proto clean
+
+test: check
+
+check: lint types imports pytest
+
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+format: $(VENV)/ready
+	$(BIN)/ruff format daemon tests bench
+	$(BIN)/ruff check --fix daemon tests bench
+
+lint: $(VENV)/ready
+	$(BIN)/ruff format --check daemon tests bench
+	$(BIN)/ruff check daemon tests bench
+
+types: $(VENV)/ready
+	$(BIN)/mypy
+
+imports: $(VENV)/ready
+	$(BIN)/lint-imports
+
+.PHONY: pytest
+pytest: $(VENV)/ready
+	$(BIN)/python -m pytest
+
+# The rooms without the system tests: seconds.
+unit: $(VENV)/ready
+	$(BIN)/python -m pytest -m 'not system'
+
+system: $(VENV)/ready
+	$(BIN)/python -m pytest -m system
+
+demo: $(VENV)/ready
+	@$(BIN)/python -m tests.demo
+
+bench: $(VENV)/ready
+	$(BIN)/python -m bench.first_byte
+
+proto: $(VENV)/ready
+	PYTHON=$(BIN)/python sh proto/generate.sh
+
+clean:
+	rm -rf $(VENV) .lab build daemon/*.egg-info
