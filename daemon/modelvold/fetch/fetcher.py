@@ -59,10 +59,8 @@ class Fetcher:
         self._source_of = source_of
         self._stall = stall
         self._changed = threading.Condition()  # guards _plan, _attempts, _bodies, _ending
-        self._plan = Plan(
-            workers, lambda key: not self._segment(key).is_complete, lambda key: self._segment(key).padded
-        )
-        self._attempts: dict[int, int] = {}
+        self._plan = Plan(workers, self._is_missing, lambda key: segment.padded if (segment := self._find(key)) else 0)
+        self._attempts: dict[int, tuple[int, int]] = {}  # content → failures in a row, bytes present at the last
         self._bodies: set[Body] = set()
         self._ending = False
         self._threads = [threading.Thread(target=self._work, name=f"fetch-{n}") for n in range(workers)]
@@ -88,7 +86,7 @@ class Fetcher:
         """Somebody waits for this segment. Returns at once; what becomes of it the store's watchers are told."""
         with self._changed:
             self._plan.demand(_key(segment))
-            self._changed.notify()
+            self._changed.notify_all()  # one could be a worker that pauses
 
     def release(self, segment: Segment) -> None:
         with self._changed:
@@ -118,14 +116,15 @@ class Fetcher:
             unfinished: list[Key] = []
             pause = 0.0
             try:
-                self._transfer(assignment, buffer)
+                unfinished = self._transfer(assignment, buffer)
             except Failure as failure:
                 unfinished, pause = self._on_failure(assignment, failure)
-            except KeyError:
-                log.info("drop transfer content=%d reason=removed", assignment.content)
             except Exception as error:
-                log.exception("transfer content=%d failed", assignment.content)
-                unfinished, pause = self._on_failure(assignment, Failing(f"transfer: {error}"))
+                if self._store.has(assignment.content):
+                    log.exception("transfer content=%d failed", assignment.content)
+                    unfinished, pause = self._on_failure(assignment, Failing(f"transfer: {error}"))
+                else:
+                    log.info("drop transfer content=%d reason=removed", assignment.content)
             self._end(assignment, unfinished, pause)
 
     def _next(self) -> Assignment | None:
@@ -144,7 +143,8 @@ class Fetcher:
             self._plan.end(assignment, unfinished)
             self._changed.notify_all()
 
-    def _transfer(self, assignment: Assignment, buffer: memoryview) -> None:
+    def _transfer(self, assignment: Assignment, buffer: memoryview) -> list[Key]:
+        """Returns what it left because a demand has taken a segment in its way."""
         segments = [self._segment(key) for key in assignment.keys]
         content = content_of(segments[0])
         if content.state == "quarantined":
@@ -155,14 +155,16 @@ class Fetcher:
         with self._open(content, start, end) as body:
             self._hold(body)
             try:
+                at = start
                 for key, segment in zip(assignment.keys, segments, strict=True):
-                    if not self._begin(assignment, key):
+                    if not self._begin(assignment, key) or not self._fill(segment, at, body, buffer):
                         break
-                    self._fill(segment, body, buffer)
+                    at = BlobOffset(segment.extent.end)
             finally:
                 self._let_go(body)
         with self._changed:
             self._attempts.pop(content.id, None)
+        return [key for key in assignment.keys if self._is_missing(key)]
 
     def _open(self, content: Content, start: BlobOffset, end: BlobOffset) -> AbstractContextManager[Body]:
         failure: Failure | None = None
@@ -173,8 +175,11 @@ class Fetcher:
                 failure = failure or error
         raise failure or Refused(f"layer {content.digest}: no volume names it")
 
-    def _fill(self, segment: Segment, body: Body, buffer: memoryview) -> None:
+    def _fill(self, segment: Segment, at: BlobOffset, body: Body, buffer: memoryview) -> bool:
+        """False where the body, which has come to `at`, does not go on where the segment's file ends: it holds a part already."""
         with segment.writer() as writer:
+            if segment.extent.start + segment.filled != at:
+                return False
             while writer.remaining:
                 got = body.readinto(buffer[: min(writer.remaining, BUFFER)])
                 if not got:
@@ -186,16 +191,19 @@ class Fetcher:
                 except OSError as error:
                     raise Failing(f"store {segment.path}: {error.strerror}", "make room, or mend the disk") from error
                 self._store.on_appended(writer)
+        return True
 
     def _on_failure(self, assignment: Assignment, failure: Failure) -> tuple[list[Key], float]:
         """What is wanted again, and after how long. Where asking again is no use, whoever waits is told."""
-        if self._ending or not self._store.has(assignment.content):
+        segments = [segment for key in assignment.keys if (segment := self._find(key)) and not segment.is_complete]
+        if self._ending or not segments:
             return [], 0.0
-        unfinished = [key for key in assignment.keys if not self._segment(key).is_complete]
-        content = self._store.content(assignment.content)
+        unfinished = [_key(segment) for segment in segments]
+        content = content_of(segments[0])
         with self._changed:
-            attempt = self._attempts.get(content.id, 0) + 1
-            self._attempts[content.id] = attempt
+            failures, present = self._attempts.get(content.id, (0, 0))
+            attempt = failures + 1 if content.present <= present else 1
+            self._attempts[content.id] = attempt, content.present
         pause = pause_after(failure, attempt)
         content.last_error = failure
         if attempt == 1 or pause is None:
@@ -205,7 +213,7 @@ class Fetcher:
         with self._changed:
             self._attempts.pop(content.id, None)
             self._plan.stop_prefetch(content.id)
-        self._store.fail([self._segment(key) for key in unfinished], failure)
+        self._store.fail(segments, failure)
         return [], 0.0
 
     def _begin(self, assignment: Assignment, key: Key) -> bool:
@@ -224,6 +232,17 @@ class Fetcher:
 
     def _segment(self, key: Key) -> Segment:
         return self._store.content(key[0]).segments[key[1]]
+
+    def _find(self, key: Key) -> Segment | None:
+        """None where the content was removed meanwhile."""
+        try:
+            return self._segment(key)
+        except KeyError:
+            return None
+
+    def _is_missing(self, key: Key) -> bool:
+        segment = self._find(key)
+        return segment is not None and not segment.is_complete
 
 
 #: Files below this are read whole and first by every engine: configuration, tokenizers, templates.

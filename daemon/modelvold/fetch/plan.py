@@ -18,8 +18,9 @@ from dataclasses import dataclass
 #: (content, segment number)
 Key = tuple[int, int]
 
-#: A prefetch request asks for no more, so that a failure costs little and bandwidth goes round.
-LONGEST_TRANSFER = 64 << 20
+#: A prefetch request asks for no more than this or one segment. Where a demand takes a segment out of a longer one, what the
+#: registry has already sent of it (up to 4 MiB of its socket's buffer and all of ours) has crossed the wire in vain.
+LONGEST_TRANSFER = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,8 @@ class Plan:
         self._prefetches: OrderedDict[int, tuple[int, int]] = OrderedDict()  # content → cursor, number of segments
         self._claims: dict[Key, int] = {}
         self._begun: set[Key] = set()
-        self._awaited: set[Key] = set()  # demanded while begun: a demand, should that transfer end early
+        self._awaited: set[Key] = set()  # waited for while in flight: a demand again, should that transfer end early
+        self._wanted: dict[int, int] = {}  # content → number of segments, of those to be fetched whole
         self._running: dict[int, Assignment] = {}
         self._last = 0
 
@@ -59,29 +61,33 @@ class Plan:
     def demand(self, key: Key) -> None:
         if not self._is_missing(key):
             return
-        if key in self._begun:
+        if key in self._begun or self._is_next(key):
             self._awaited.add(key)
         else:
             self._claims.pop(key, None)
             self._demands[key] = None
 
     def release(self, key: Key) -> None:
-        """Nobody waits for it any more. A transfer that has begun it goes on."""
-        self._demands.pop(key, None)
+        """Nobody waits for it any more. A transfer that has begun it goes on; a prefetch that a demand took it from has it back."""
+        if self._demands.pop(key, self) is None:
+            self._rewind(key)
         self._awaited.discard(key)
 
     def prefetch(self, content: int, segments: int) -> None:
         """All of a content, behind the prefetches asked for before."""
         self._prefetches[content] = (0, segments)
+        self._wanted[content] = segments
 
     def stop_prefetch(self, content: int) -> None:
         self._prefetches.pop(content, None)
+        self._wanted.pop(content, None)
 
     def forget(self, content: int) -> None:
         """No more prefetch of it, and no more demands."""
         self.stop_prefetch(content)
         for key in [key for key in self._demands if key[0] == content]:
             del self._demands[key]
+        self._awaited = {key for key in self._awaited if key[0] != content}
 
     def is_prefetching(self, content: int) -> bool:
         return content in self._prefetches or any(a.content == content for a in self._running.values())
@@ -108,18 +114,19 @@ class Plan:
         return True
 
     def end(self, assignment: Assignment, unfinished: Iterable[Key] = ()) -> None:
-        """The transfer is over. `unfinished` segments that it had begun are missing again, and wanted as they were."""
+        """The transfer is over. `unfinished` segments, but those a demand has taken, are missing again, and wanted as they were."""
         self._running.pop(assignment.id, None)
+        again = set(unfinished)
         for key in assignment.keys:
-            if self._claims.get(key) == assignment.id:
-                del self._claims[key]
-                self._begun.discard(key)
-        for key in unfinished:
-            if assignment.is_demand or key in self._awaited:
+            if self._claims.get(key) != assignment.id:
+                continue
+            del self._claims[key]
+            self._begun.discard(key)
+            if key in again and key in self._awaited:
                 self._demands[key] = None
-            else:
-                self._rewind(key, assignment.total)
-        self._awaited.difference_update(assignment.keys)
+            elif key in again:
+                self._rewind(key)
+            self._awaited.discard(key)
 
     def _assign(self, content: int, first: int, count: int, total: int = 0) -> Assignment:
         self._last += 1
@@ -127,6 +134,8 @@ class Plan:
         self._running[assignment.id] = assignment
         for key in assignment.keys:
             self._claims[key] = assignment.id
+        if assignment.is_demand:
+            self._awaited.update(assignment.keys)
         return assignment
 
     def _next_run(self, content: int) -> tuple[int, int, int] | None:
@@ -149,7 +158,13 @@ class Plan:
     def _is_free(self, key: Key) -> bool:
         return key not in self._claims and key not in self._demands and self._is_missing(key)
 
-    def _rewind(self, key: Key, total: int) -> None:
+    def _is_next(self, key: Key) -> bool:
+        """Its transfer begins with it, as every demand's does: asking once more would bring it no sooner."""
+        assignment = self._running.get(self._claims.get(key, 0))
+        return assignment is not None and assignment.keys[0] == key
+
+    def _rewind(self, key: Key) -> None:
         content, number = key
-        cursor, _ = self._prefetches.get(content, (number, total))
-        self._prefetches[content] = (min(cursor, number), total)
+        if content in self._wanted:
+            cursor, total = self._prefetches.get(content, (number, self._wanted[content]))
+            self._prefetches[content] = (min(cursor, number), total)

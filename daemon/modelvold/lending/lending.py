@@ -20,6 +20,7 @@ from modelvold.fetch.fetcher import Fetcher
 from modelvold.lending.rates import Rates
 from modelvold.lending.report import Progress
 from modelvold.linux import mounts
+from modelvold.linux.holders import holders
 from modelvold.mount.backend import Volume
 from modelvold.mount.table import MountTable
 from modelvold.oci.digest import Digest
@@ -108,10 +109,7 @@ class Lending:
         placed = set(self._store.catalog.placed().values())
         for volume in self._table.mounted():
             if volume.id not in in_use | placed:
-                try:
-                    self._release(volume)
-                except InUse as failure:
-                    log.info("keep volume=%s reason=%r", volume.id, failure.message)
+                self._release_if_closed(volume)
 
     # -- for operators (rpc.control's Operator, with `report` beside it)
 
@@ -145,7 +143,7 @@ class Lending:
         self._store.catalog.unplace(str(directory))
         log.info("unplace volume=%s directory=%s", volume, directory)
         if not self.users(volume) and (mounted := self._mounted_volume(volume)):
-            self._release(mounted)
+            self._release_if_closed(mounted)
 
     def pull(self, reference: str, cancelled: Callable[[], bool]) -> Iterator[Progress]:
         """Makes every byte present, durable and verified; the last Progress is done. Raises what keeps it from that."""
@@ -269,7 +267,8 @@ class Lending:
         for content in contents:
             if content.state == "quarantined":
                 raise content.last_error or Mismatch(f"layer {content.digest}: {content.reason}")
-            if content.last_error and not content.is_durable and not self._fetcher.is_prefetching(content):
+            is_left = content.present < content.length and not self._fetcher.is_prefetching(content)
+            if content.last_error and is_left:
                 raise content.last_error
         if silence > self._stall:
             error = next((c.last_error for c in contents if c.last_error), None)
@@ -286,8 +285,9 @@ class Lending:
             try:
                 self._release(mounted)
             except InUse as failure:
+                who = ", ".join(holders(self._table.path(row.id))) or failure.message
                 raise InUse(
-                    f"model {row.reference}: in use: {failure.message}", "end the programs that have files of it open"
+                    f"model {row.reference}: in use by {who}", "end the programs that have files of it open"
                 ) from failure
 
     def _remove(self, row: VolumeRow) -> int:
@@ -307,6 +307,13 @@ class Lending:
         needed = {content.id for other in self._table.mounted() for content in other.contents}
         if not self._pulling.get(volume.id):
             self._fetcher.forget([content for content in volume.contents if content.id not in needed])
+
+    def _release_if_closed(self, volume: Volume) -> None:
+        """What nobody asked to go may stay: `rm` names who has files of it open."""
+        try:
+            self._release(volume)
+        except InUse as failure:
+            log.info("keep volume=%s reason=%r", volume.id, failure.message)
 
     def _mounted_volume(self, volume: str) -> Volume | None:
         return next((mounted for mounted in self._table.mounted() if mounted.id == volume), None)

@@ -16,7 +16,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -116,12 +116,20 @@ class Gate:
 
     def unwatch(self, segments: Sequence[Segment]) -> None:
         """After the last volume that has these was unmounted."""
+        left: list[Waiting] = []
         with self._lock:
             for segment in segments:
                 self._watched.pop(segment.inode, None)
-                self._queues.pop(segment.inode, None)
+                queue = self._queues.pop(segment.inode, None)
+                if queue is not None:  # reads whose reader was killed
+                    left += queue.reads
+                    self._let_go(queue, len(queue.reads))
+        self._answer(left, is_allowed=False)
         for segment in segments:
-            fanotify.unignore(self._group, segment.path)
+            try:
+                self._mark(fanotify.unignore, segment)
+            except OSError as error:
+                log.warning("unignore segment=%s failed error=%s", segment.path, error)
 
     def waiting(self, segments: Sequence[Segment]) -> list[Waiting]:
         """The reads that wait for any of these, oldest first."""
@@ -149,13 +157,16 @@ class Gate:
         with self._lock:
             watched = [segment for segment in segments if segment.inode in self._watched]
         for segment in watched:
-            fanotify.ignore(self._group, segment.path)
+            try:
+                self._mark(fanotify.ignore, segment)
+            except OSError as error:  # it costs events, no byte; a content removed meanwhile has no file any more
+                log.warning("ignore segment=%s failed error=%s", segment.path, error)
 
     def on_withdrawn(self, segments: Sequence[Segment]) -> None:
         with self._lock:
             watched = [segment for segment in segments if segment.inode in self._watched]
         for segment in watched:
-            fanotify.unignore(self._group, segment.path)
+            self._mark(fanotify.unignore, segment)
 
     def on_failed(self, segments: Sequence[Segment], failure: Failure) -> None:
         for segment in segments:
@@ -196,9 +207,27 @@ class Gate:
             time.sleep(_PAUSE_AFTER_ERROR)
 
     def _on_event(self, event: Event) -> None:
-        verdict = self._verdict(event)
+        try:
+            verdict = self._verdict(event)
+        except Exception as error:  # a loop that ends leaves every reader waiting for ever
+            log.exception("event pid=%d failed", event.pid)
+            self.last_error = f"an event could not be judged: {error}"
+            verdict = False if self._is_unheard(event.fd) else None
         if verdict is not None:
             self._answer([Waiting(event.fd, event.pid, 0, 0.0)], is_allowed=verdict)
+
+    def _is_unheard(self, fd: int) -> bool:
+        """Whether no list holds the read, so that nobody else will answer it."""
+        with self._lock:
+            return all(read.fd != fd for queue in self._queues.values() for read in queue.reads)
+
+    def _mark(self, change: Callable[[int, Path], None], segment: Segment) -> None:
+        """Once more where a content moved to the shared place between our naming and the kernel's look."""
+        try:
+            change(self._group, segment.path)
+        except FileNotFoundError:
+            time.sleep(_PAUSE_AFTER_ERROR)
+            change(self._group, segment.path)
 
     def _verdict(self, event: Event) -> bool | None:
         """True: go on. False: EIO. None: it waits."""

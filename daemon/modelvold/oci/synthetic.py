@@ -56,10 +56,14 @@ class GivenSynthetic:
 
 
 def synthesize(repository: Repository, model: Model) -> Synthetic:
-    """The synthetic image of `model` as it lies in `repository`. Deterministic: the same on every node."""
+    """The synthetic image of `model` as it lies in `repository`. Deterministic: the same on every node.
+
+    Its chain is taken over the original's bytes, not its digest: containerd gives a chain that is on the node to whatever image
+    names it, and a digest is often public where the manifest is not.
+    """
     original = model.manifest.digest
-    chain_id = _separated(b"modelvold/v1\0", repository, original)
-    layer_digest = _separated(b"modelvold/v1/layer\0", repository, original)
+    chain_id = _separated(b"modelvold/v1\0", repository, model.manifest.document)
+    layer_digest = _separated(b"modelvold/v1/layer\0", repository, model.manifest.document)
     size = max(1, model.size)  # an empty layer would be an image's odd case, fetched and special-cased by some
     # The architecture is fixed, since a model has none; a single manifest is mounted whatever it says.
     config = to_json(
@@ -115,8 +119,8 @@ def parse_pinned_tag(tag: str) -> Digest | None:
     return Digest(form.group(1)) if form else None
 
 
-def _separated(domain: bytes, repository: Repository, original: Digest) -> Digest:
-    return Digest(hashlib.sha256(domain + f"{repository}{original}".encode()).hexdigest())
+def _separated(domain: bytes, repository: Repository, document: bytes) -> Digest:
+    return Digest(hashlib.sha256(domain + f"{repository}\0".encode() + document).hexdigest())
 
 
 def _descriptor(media_type: str, digest: Digest, size: int) -> dict[str, object]:

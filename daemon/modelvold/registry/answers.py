@@ -46,9 +46,11 @@ def media_type_in(answer: Answer) -> str:
     return str(answer.headers.get("Content-Type", MANIFEST)).partition(";")[0].strip()
 
 
-def read_bounded(answer: Answer, what: str, deadline: Deadline, silence: float, limit: int) -> bytes:
-    """The whole body, never holding more than `limit` bytes and a piece. Raises Malformed for a longer or encoded
-    one.
+def read_bounded(
+    answer: Answer, what: str, deadline: Deadline, silence: float, limit: int, *, remedy: str = _ASK_OPERATOR
+) -> bytes:
+    """The whole body, never holding more than `limit` bytes and a piece. Raises Malformed, with `remedy`, for a longer
+    one; Malformed for an encoded one.
     """
     declared = answer.stream.length
     body = bytearray()
@@ -66,7 +68,7 @@ def read_bounded(answer: Answer, what: str, deadline: Deadline, silence: float, 
     answer.stream.finish()
     if len(body) > limit or (declared or 0) > limit:
         size = f"{limit >> 20} MiB" if limit >= 1 << 20 else f"the {limit} bytes declared"
-        raise Malformed(f"{what}: {answer.address} answers with more than {size}", _ASK_OPERATOR)
+        raise Malformed(f"{what}: {answer.address} answers with more than {size}", remedy)
     return bytes(body)
 
 

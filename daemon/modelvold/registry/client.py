@@ -27,6 +27,8 @@ from modelvold.registry.hosts import Hosts
 from modelvold.registry.hosts_toml import PULL, RESOLVE, Host
 from modelvold.registry.wire import Answer, Headers, Request, Wire
 
+#: For a document that is no manifest because of its size.
+_REPACK = "no manifest may be larger: the producer must repack it with fewer layers"
 _ACCEPT = (("Accept", ", ".join(sorted(document.MANIFEST_TYPES | document.INDEX_TYPES))),)
 _WHOLE = frozenset({200})
 _RANGED = frozenset({200, 206})
@@ -212,7 +214,9 @@ class Client:
         does.
         """
         answer = self._ask("GET", question, host, deadline)
-        body = answers.read_bounded(answer, question.what, deadline, self._read_timeout, document.LARGEST_DOCUMENT)
+        body = answers.read_bounded(
+            answer, question.what, deadline, self._read_timeout, document.LARGEST_DOCUMENT, remedy=_REPACK
+        )
         for digest in (reference.digest, answers.digest_in(answer)):
             if digest is not None:
                 answers.check_digest(body, digest, question.what, answer.address)

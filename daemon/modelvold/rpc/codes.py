@@ -49,18 +49,16 @@ def code_of(failure: errors.Failure) -> grpc.StatusCode:
 
 
 @contextmanager
-def answering(context: grpc.ServicerContext, call: str) -> Iterator[None]:
+def answering(context: grpc.ServicerContext, call: str, *, ordinary: int = logging.DEBUG) -> Iterator[None]:
     """Ends the call `call` with the code and text of what its block raises. What no room raised on purpose is
-    INTERNAL, and logged with its trace."""
+    INTERNAL, and logged with its trace. `ordinary` is the level at which it is logged that a thing is there, or is not."""
     try:
         yield
     except errors.Failure as failure:
         code, text = code_of(failure), str(failure)
         # containerd asks and is told so all day: whether a snapshot is there, whether a layer is.
         is_ordinary = isinstance(failure, (errors.AlreadyExists, errors.NotFound))
-        log.log(
-            logging.DEBUG if is_ordinary else logging.WARNING, "refuse call=%s code=%s why=%s", call, code.name, text
-        )
+        log.log(ordinary if is_ordinary else logging.WARNING, "refuse call=%s code=%s why=%s", call, code.name, text)
     except Exception as error:
         code, text = grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}; see the log of modelvold"
         log.exception("fail call=%s", call)

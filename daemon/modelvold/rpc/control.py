@@ -6,6 +6,7 @@ operator gave and raised: class and remedy travel as trailing metadata beside th
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -184,7 +185,8 @@ class _Call:
 
 @contextmanager
 def _telling(context: grpc.ServicerContext, call: str) -> Iterator[None]:
-    with answering(context, call):
+    # A person asked by name: that it is not there is news, as it is not when containerd asks.
+    with answering(context, call, ordinary=logging.WARNING):
         try:
             yield
         except Failure as failure:

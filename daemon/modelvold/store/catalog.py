@@ -21,7 +21,7 @@ _SCHEMA = """
 -- The bytes of one blob, read one way, in one place of the store. `source` is the repository they came from and that alone may
 -- have them, '' for the shared place of verified ones. `reason` says why a quarantined content is one.
 CREATE TABLE content (
-  id INTEGER PRIMARY KEY,
+  id INTEGER PRIMARY KEY AUTOINCREMENT, -- never given twice: a late record of a removed content must not hit its successor
   digest TEXT NOT NULL,
   reading TEXT NOT NULL,
   source TEXT NOT NULL,

@@ -56,6 +56,7 @@ class Store:
         self._contents: dict[int, Content] = {}
         self._by_key: dict[tuple[Digest, Reading, str], Content] = {}
         self._lock = threading.Lock()  # guards the two tables above and _watchers
+        self._settling = threading.Lock()  # a batch is recorded and told as a whole, or not once the store is failing
         self._watchers: tuple[Watcher, ...] = ()
         self._life = ExitStack()
         self._closing = threading.Event()
@@ -188,27 +189,29 @@ class Store:
     # -- called by our own threads
 
     def _on_synced(self, batch: Sequence[tuple[Segment, bytes]]) -> None:
-        if self.failing:
-            return
-        self.catalog.record_durable(
-            (content_of(segment).id, segment.number, fingerprint) for segment, fingerprint in batch
-        )
         segments = [segment for segment, _ in batch]
-        for watcher in self._watchers:
-            watcher.on_durable(segments)
-        for segment in segments:
-            segment.durable = True
+        with self._settling:
+            if self.failing:
+                return
+            self.catalog.record_durable(
+                (content_of(segment).id, segment.number, fingerprint) for segment, fingerprint in batch
+            )
+            for segment in segments:  # before it is told: who begins to watch meanwhile sees one or the other
+                segment.durable = True
+            for watcher in self._watchers:
+                watcher.on_durable(segments)
         for content in {content_of(segment).id: content_of(segment) for segment in segments}.values():
             if content.is_durable and content.state == "unverified":
                 self._verification.submit(content)
 
     def _on_sync_failed(self, why: str) -> None:
-        if self.failing:
-            return
-        self.failing = Failing(
-            f"store {self.root} is failing: {why}",
-            "what was not recorded is not served; mend the disk, then restart modelvold",
-        )
+        with self._settling:
+            if self.failing:
+                return
+            self.failing = Failing(
+                f"store {self.root} is failing: {why}",
+                "what was not recorded is not served; mend the disk, then restart modelvold",
+            )
         log.error("store failing reason=%r", why)
         unrecorded = [s for content in self.contents() for s in content.segments if s.present and not s.durable]
         self.fail(unrecorded, self.failing)
@@ -243,12 +246,12 @@ class Store:
             taken = (content.digest, content.reading, "") in self._by_key
         if not taken:
             shared.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            content.folder().rename(shared)
-            sync_folder(shared.parent)
             with self._lock:
-                self._by_key.pop((content.digest, content.reading, source), None)
+                content.folder().rename(shared)
                 content.source = ""
+                self._by_key.pop((content.digest, content.reading, source), None)
                 self._by_key[content.digest, content.reading, ""] = content
+            sync_folder(shared.parent)
             self.catalog.share(content.id, source)
         content.state = "verified"
 
@@ -257,9 +260,11 @@ class Store:
     def _recover(self) -> None:
         """Only recorded segments whose length agrees are trusted; everything else goes (rule 2)."""
         rows = self.catalog.contents()
+        shared = {(row.digest, row.reading) for row in rows if not row.source}
         known = set()
         for row in rows:
-            content = Content(self.root, self._settled(row), self.catalog.segments(row.id))
+            settled = row if (row.digest, row.reading) in shared else self._settled(row)
+            content = Content(self.root, settled, self.catalog.segments(row.id))
             self._recover_content(
                 content, {s.number for s in self.catalog.segments(row.id) if s.fingerprint is not None}
             )

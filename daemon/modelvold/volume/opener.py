@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from modelvold.errors import Exhausted, Failure, Malformed, Mismatch
+from modelvold.errors import Exhausted, Failure, Malformed, Mismatch, Unreachable
 from modelvold.layer.cut import cut
 from modelvold.layer.raw import toc_of_raw
 from modelvold.layer.toc import Toc
@@ -41,6 +42,14 @@ class Registry(Protocol):
     def resolve(self, reference: Reference, /, *, remembered: bool = False) -> Manifest | Index: ...
 
     def has_blob(self, repository: Repository, digest: Digest, timeout: float | None = None) -> bool: ...
+
+
+@dataclass(slots=True)
+class _Asking:
+    """One opening's questions to its registry: `is_in_vain` once one was not answered, so that all cost one patience."""
+
+    repository: Repository
+    is_in_vain: bool = False
 
 
 class Opener:
@@ -87,7 +96,8 @@ class Opener:
             _check_raw(layer, reference)
         tocs = [toc_of_raw(layer.path, layer.descriptor.size, layer.mode, layer.mtime) for layer in layers]
         tree = merge(tocs)
-        contents = [self._content(repository, layer, toc, reference) for layer, toc in zip(layers, tocs, strict=True)]
+        asking = _Asking(repository)
+        contents = [self._content(asking, layer, toc, reference) for layer, toc in zip(layers, tocs, strict=True)]
         extents = [[segment.extent for segment in content.segments] for content in contents]
         image = write_image(tree, extents, identity=str(repository).encode() + manifest.digest.hex.encode())
         self._write(self.image_path(name), image.bytes)
@@ -109,11 +119,11 @@ class Opener:
     def image_path(self, volume: str) -> Path:
         return self._store.root / "volumes" / f"{volume}.erofs"
 
-    def _content(self, repository: Repository, layer: ModelLayer, toc: Toc, reference: str) -> Content:
-        digest, source = layer.descriptor.digest, str(repository)
+    def _content(self, asking: _Asking, layer: ModelLayer, toc: Toc, reference: str) -> Content:
+        digest, source = layer.descriptor.digest, str(asking.repository)
         shared = self._store.find(digest, Reading.RAW, "")
         own = self._store.find(digest, Reading.RAW, source)
-        found = shared if shared and self._may_share(shared, repository) else own
+        found = shared if shared and self._may_share(shared, asking) else own
         if found is None:
             return self._store.add(digest, Reading.RAW, source, toc.length, cut(toc))
         if found.length != toc.length:
@@ -128,13 +138,16 @@ class Opener:
             )
         return found
 
-    def _may_share(self, content: Content, repository: Repository) -> bool:
-        source = str(repository)
+    def _may_share(self, content: Content, asking: _Asking) -> bool:
+        source = str(asking.repository)
         if self._store.catalog.has_answered(content.id, source):
             return True
+        if asking.is_in_vain:
+            return False
         try:
-            has_answered = self._registry.has_blob(repository, content.digest, _PATIENCE_TO_SHARE)
+            has_answered = self._registry.has_blob(asking.repository, content.digest, _PATIENCE_TO_SHARE)
         except Failure as failure:
+            asking.is_in_vain = isinstance(failure, Unreachable)
             log.info("share content=%s source=%s refused=%r", content.digest, source, str(failure))
             return False
         if has_answered:

@@ -1,0 +1,218 @@
+"""The plan: demand before prefetch, no segment twice in flight, and nothing wanted is ever lost."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from modelvold.fetch.plan import LONGEST_TRANSFER, Assignment, Key, Plan
+
+CONTENTS, SEGMENTS, WORKERS = 3, 8, 3
+
+
+class Bytes:
+    """Which segments are there."""
+
+    def __init__(self, length: int = 1 << 20) -> None:
+        self.present: set[Key] = set()
+        self.length = length
+
+    def plan(self, workers: int = WORKERS) -> Plan:
+        return Plan(workers, lambda key: key not in self.present, lambda _: self.length)
+
+
+def _next(plan: Plan) -> Assignment:
+    assignment = plan.next()
+    assert assignment is not None
+    return assignment
+
+
+def test_demand_goes_before_prefetch_and_alone() -> None:
+    """A segment somebody waits for is asked for first, in a request of its own."""
+    plan = Bytes().plan()
+    plan.prefetch(1, SEGMENTS)
+    plan.demand((1, 5))
+    assert _next(plan).keys == [(1, 5)]
+    assert _next(plan).keys == [(1, n) for n in range(5)]
+
+
+def test_prefetch_goes_in_long_requests_but_not_too_long() -> None:
+    """Adjacent segments go together up to the longest transfer."""
+    plan = Bytes(LONGEST_TRANSFER // 4).plan()
+    plan.prefetch(1, 10)
+    assert [_next(plan).count, _next(plan).count] == [4, 4]
+
+
+def test_prefetch_never_takes_the_last_worker() -> None:
+    """With every prefetch under way a demand still gets a worker."""
+    plan = Bytes(LONGEST_TRANSFER).plan()
+    plan.prefetch(1, SEGMENTS)
+    for _ in range(WORKERS - 1):
+        _next(plan)
+    assert plan.next() is None
+    plan.demand((1, 7))
+    assert _next(plan).keys == [(1, 7)]
+
+
+def test_a_demand_takes_a_segment_that_waits_behind_others() -> None:
+    """Claimed but not begun: the demand has it, the transfer stops there, and what lay behind it is fetched after all."""
+    there = Bytes()
+    plan = there.plan()
+    plan.prefetch(1, SEGMENTS)
+    prefetch = _next(plan)
+    assert plan.begin(prefetch, (1, 0))
+    there.present.add((1, 0))
+    plan.demand((1, 3))
+    demand = _next(plan)
+    assert demand.keys == [(1, 3)]
+    for number in (1, 2):
+        assert plan.begin(prefetch, (1, number))
+        there.present.add((1, number))
+    assert not plan.begin(prefetch, (1, 3))
+    plan.end(prefetch, [key for key in prefetch.keys if key not in there.present])
+    assert _next(plan).keys == [(1, n) for n in range(4, SEGMENTS)]
+
+
+def test_many_readers_of_one_segment_make_one_request() -> None:
+    """Asked for again before its first byte came, a segment stays where it is."""
+    plan = Bytes().plan()
+    plan.demand((1, 3))
+    demand = _next(plan)
+    plan.demand((1, 3))
+    assert plan.next() is None
+    assert plan.begin(demand, (1, 3))
+
+
+def test_a_failure_rewinds() -> None:
+    """What a transfer left is wanted as it was: prefetch from where it ended, a demand as a demand."""
+    there = Bytes()
+    plan = there.plan()
+    plan.prefetch(1, SEGMENTS)
+    prefetch = _next(plan)
+    plan.begin(prefetch, (1, 0))
+    there.present.add((1, 0))
+    plan.begin(prefetch, (1, 1))
+    plan.demand((1, 1))
+    plan.end(prefetch, prefetch.keys[1:])
+    demand, rest = _next(plan), _next(plan)
+    assert (demand.is_demand, demand.keys) == (True, [(1, 1)])
+    assert rest.keys == [(1, n) for n in range(2, SEGMENTS)]
+
+
+def test_a_demand_nobody_waits_for_is_not_tried_for_ever() -> None:
+    """Released in flight, a failed demand is gone, unless the content is to be fetched whole."""
+    plan = Bytes().plan()
+    plan.demand((1, 3))
+    plan.release((1, 3))
+    assert plan.next() is None
+    plan.demand((1, 3))
+    demand = _next(plan)
+    plan.release((1, 3))
+    plan.end(demand, demand.keys)
+    assert plan.next() is None
+
+
+def test_forgotten_stays_forgotten() -> None:
+    """A transfer of a forgotten content that fails is not begun again."""
+    plan = Bytes().plan()
+    plan.prefetch(1, SEGMENTS)
+    prefetch = _next(plan)
+    plan.forget(1)
+    plan.end(prefetch, prefetch.keys)
+    assert plan.next() is None
+    assert not plan.is_prefetching(1)
+
+
+class PlanMachine(RuleBasedStateMachine):
+    """Workers that do anything at any time, against the plan's promises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.there = Bytes()
+        self.plan = self.there.plan()
+        self.running: dict[int, tuple[Assignment, int]] = {}  # with how many of its keys it is through
+        self.filling: dict[int, Key] = {}
+        self.waited: set[Key] = set()
+        self.wanted: set[int] = set()
+
+    keys = st.tuples(st.integers(0, CONTENTS - 1), st.integers(0, SEGMENTS - 1))
+
+    @rule(key=keys)
+    def demand(self, key: Key) -> None:
+        self.plan.demand(key)
+        if key not in self.there.present:
+            self.waited.add(key)
+
+    @rule(key=keys)
+    def release(self, key: Key) -> None:
+        self.plan.release(key)
+        self.waited.discard(key)
+
+    @rule(content=st.integers(0, CONTENTS - 1))
+    def prefetch(self, content: int) -> None:
+        self.plan.prefetch(content, SEGMENTS)
+        self.wanted.add(content)
+
+    @rule(content=st.integers(0, CONTENTS - 1))
+    def forget(self, content: int) -> None:
+        self.plan.forget(content)
+        self.wanted.discard(content)
+        self.waited = {key for key in self.waited if key[0] != content}
+
+    @precondition(lambda self: len(self.running) < WORKERS)
+    @rule()
+    def take(self) -> None:
+        assignment = self.plan.next()
+        if assignment is not None:
+            self.running[assignment.id] = (assignment, 0)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), fails=st.booleans())
+    def step(self, data: st.DataObject, fails: bool) -> None:
+        name = data.draw(st.sampled_from(sorted(self.running)))
+        self._step(name, fails=fails)
+
+    def _step(self, name: int, *, fails: bool) -> None:
+        """A transfer begins its next segment, or is through with the one it has, or ends early."""
+        assignment, through = self.running[name]
+        if fails:
+            self._end(name)
+        elif name in self.filling:
+            key = self.filling.pop(name)
+            self.there.present.add(key)
+            self.waited.discard(key)
+            self.running[name] = (assignment, through + 1)
+            if through + 1 == assignment.count:
+                self._end(name)
+        elif self.plan.begin(assignment, assignment.keys[through]):
+            key = assignment.keys[through]
+            assert key not in self.filling.values(), "one segment in two transfers"
+            self.filling[name] = key
+        else:
+            self._end(name)
+
+    def _end(self, name: int) -> None:
+        assignment, _ = self.running.pop(name)
+        self.filling.pop(name, None)
+        self.plan.end(assignment, [key for key in assignment.keys if key not in self.there.present])
+
+    @invariant()
+    def prefetch_leaves_a_worker(self) -> None:
+        assert sum(not assignment.is_demand for assignment, _ in self.running.values()) < WORKERS
+
+    def teardown(self) -> None:
+        """Left to itself, with workers that do their work, everything wanted comes."""
+        for _ in range(400):
+            if len(self.running) < WORKERS:
+                self.take()
+            if not self.running:
+                break
+            self._step(min(self.running), fails=False)
+        assert not self.running
+        assert not self.waited - self.there.present, "a demand was lost"
+        whole = {(content, number) for content in self.wanted for number in range(SEGMENTS)}
+        assert not whole - self.there.present, "a prefetch left something out"
+
+
+TestPlanMachine = PlanMachine.TestCase
+TestPlanMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
