@@ -32,6 +32,8 @@ pytestmark = pytest.mark.system
 _MIB = 1 << 20
 _SEGMENT = 16 * _MIB
 _FILES = {f"weights/model-{n}.safetensors": Generated(48 * _MIB + 513 * n, 60 + n) for n in range(4)}
+#: Prefetched first and never read: so that a fast registry does not fill the model between two looks at it.
+_BALLAST = {f"ballast/{n}.bin": Generated(96 * _MIB, 90 + n) for n in range(8)}
 _CONTENTS = list(_FILES.values())
 _SIZES = [content.size for content in _CONTENTS]
 
@@ -148,7 +150,7 @@ def test_kills_while_transfers_append_and_readers_wait(folder: Path) -> None:
     here = folder / "mnt"
     here.mkdir()
     with Registry(folder / "registry") as registry:
-        pushed = registry.push.model(_FILES)
+        pushed = registry.push.model({**_BALLAST, **_FILES})
         with Daemon(folder / "daemon", {"fetch": {"prefetch": True, "connections": 2}}) as daemon, ExitStack() as still:
             cli(daemon, "mount", pushed.reference, here)
             still.enter_context(silent(registry))

@@ -42,7 +42,7 @@ CLASSES: MappingProxyType[type[errors.Failure], tuple[HTTPStatus, str]] = Mappin
 @dataclass(frozen=True, slots=True)
 class Answer:
     """`length` is the body's as announced, which for a HEAD may be that of a body we do not have. `reason` is for the
-    log."""
+    log; `is_ordinary` says that it refuses what is none of the façade's business, as every ordinary image is."""
 
     status: HTTPStatus
     media_type: str = JSON
@@ -51,6 +51,7 @@ class Answer:
     length: int | None = None
     challenge: bool = False
     reason: str = ""
+    is_ordinary: bool = False
 
     @property
     def headers(self) -> dict[str, str]:
@@ -74,9 +75,9 @@ def refusal(failure: errors.Failure) -> Answer:
     """The answer for `failure`, by the table. A 401 carries the challenge that makes containerd send the pod's pull
     secret."""
     status, code = next(CLASSES[noun] for noun in type(failure).__mro__ if noun in CLASSES)
-    return refused(status, code, str(failure))
+    return refused(status, code, str(failure), is_ordinary=isinstance(failure, errors.NotAModel))
 
 
-def refused(status: HTTPStatus, code: str, text: str) -> Answer:
+def refused(status: HTTPStatus, code: str, text: str, *, is_ordinary: bool = False) -> Answer:
     body = to_json({"errors": [{"code": code, "message": text}]})
-    return Answer(status, JSON, body, challenge=status is HTTPStatus.UNAUTHORIZED, reason=text)
+    return Answer(status, JSON, body, challenge=status is HTTPStatus.UNAUTHORIZED, reason=text, is_ordinary=is_ordinary)

@@ -202,7 +202,10 @@ class Desk:
     def _blob(self, reference: Reference) -> Answer:
         named = self._blobs.get((reference.repository, reference.digest)) if reference.digest else None
         return named or refused(
-            HTTPStatus.NOT_FOUND, "BLOB_UNKNOWN", f"{reference}: no document given here names this blob"
+            HTTPStatus.NOT_FOUND,
+            "BLOB_UNKNOWN",
+            f"{reference}: no document given here names this blob",
+            is_ordinary=True,
         )
 
     def _with_credentials(

@@ -195,10 +195,9 @@ class _Exchange(BaseHTTPRequestHandler):
     def _tell(self, answer: Answer) -> None:
         if not answer.reason:
             return
-        # A 404 sends containerd to the registry it meant: the ordinary course of every ordinary image.
-        level = {HTTPStatus.NOT_FOUND: logging.DEBUG, HTTPStatus.UNAUTHORIZED: logging.INFO}.get(
-            answer.status, logging.WARNING
-        )
+        level = logging.DEBUG if answer.is_ordinary else logging.WARNING
+        if answer.status is HTTPStatus.UNAUTHORIZED:
+            level = logging.INFO  # a challenge first, a refusal only when it comes again
         subject, status = self._subject(), int(answer.status)
         log.log(
             level, "refuse request method=%s path=%r status=%d reason=%r", self.command, subject, status, answer.reason
