@@ -71,5 +71,9 @@ def test_a_failed_sync_is_the_end_of_promises(failing_disk: Path) -> None:
         assert content.segments[0] in durable
         assert len(durable) * CHUNK <= BACKING
         assert sorted(n for what, n in notes.told if what == "durable") == [segment.number for segment in durable]
-        assert any(isinstance(failure, Failing) for failure in notes.failures)
+        assert wait_until(lambda: any(isinstance(failure, Failing) for failure in notes.failures), 20)
+        lost = [segment for segment in content.segments if not segment.durable]
+        assert wait_until(lambda: all(segment.present == 0 for segment in lost), 20), (
+            "what may be zeros counts as present"
+        )
         assert content.state == "unverified"

@@ -115,13 +115,17 @@ class Segment:
             return self.present
 
     def truncate(self) -> None:
-        """Back to missing. The caller has removed its record, synced, had events raised again and waited for reads under way."""
+        """Back to missing. The caller has removed its record, synced, had events raised again and waited for reads under way.
+
+        Raises OSError when the file cannot be truncated: it counts as missing all the same, so that reads of it are not allowed,
+        and whoever would append to it finds it longer than it should be.
+        """
         with self._lock:
             self._generation += 1
             self._hash = xxhash.xxh3_64()
-            os.truncate(self.path, 0)
             self.present = 0
             self.durable = False
+            os.truncate(self.path, 0)
 
     def fingerprint(self) -> bytes:
         """xxh3-64 of the content's bytes, as they arrived. Only for a segment filled since this daemon started."""
