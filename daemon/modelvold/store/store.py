@@ -141,8 +141,14 @@ class Store:
         return content
 
     def on_appended(self, writer: Writer) -> None:
-        """A transfer appended through `writer`: tell those who wait, and see to durability when it was the last."""
+        """A transfer appended through `writer`: tell those who wait, and see to durability when it was the last.
+
+        Raises Failing where the store fails meanwhile; what was appended is taken back.
+        """
         segment = writer.segment
+        if self.failing:
+            self._take_back([segment])
+            raise self.failing
         segment.failure = None
         if segment.is_complete:
             self._durability.submit(segment, writer.detach())
@@ -215,7 +221,10 @@ class Store:
         log.error("store failing reason=%r", why)
         unrecorded = [s for content in self.contents() for s in content.segments if s.present and not s.durable]
         self.fail(unrecorded, self.failing)
-        for segment in unrecorded:
+        self._take_back(unrecorded)
+
+    def _take_back(self, segments: Sequence[Segment]) -> None:
+        for segment in segments:
             try:
                 segment.truncate()
             except OSError as error:
