@@ -19,7 +19,7 @@ from tests.system.trust_stage import OURS, askers, digests, model, node, told
 pytestmark = pytest.mark.system
 
 _AROUND = "has no layers that containerd understands (a model pulled around the façade?) and would be empty"
-_MEND = "remove the image, see `modelvold doctor`, pull it again"
+_MEND = "remove the image, see that hosts.toml names the façade, pull it again"
 
 
 @pytest.mark.parametrize("listens", [False, True], ids=["stopped", "failing"])

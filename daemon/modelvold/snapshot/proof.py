@@ -23,12 +23,8 @@ LABEL_TARGET = "containerd.io/snapshot.ref"
 LABEL_IMAGE_REFERENCE = "containerd.io/snapshot/cri.image-ref"
 LABEL_IMAGE_MANIFEST = "containerd.io/snapshot/cri.manifest-digest"
 
-_ANNOTATE = (
-    'set enable_remote_snapshot_annotations = "true" in the exports of the proxy plugin, and see `modelvold doctor`'
-)
-_ASK_THE_FACADE = (
-    "see that hosts.toml of its registry names the façade (`modelvold doctor` does), remove the image and pull it again"
-)
+_ANNOTATE = 'set enable_remote_snapshot_annotations = "true" in the exports of the proxy plugin (see the README)'
+_ASK_THE_FACADE = "see that hosts.toml of its registry names the façade, remove the image and pull it again"
 
 
 @dataclass(frozen=True, slots=True)

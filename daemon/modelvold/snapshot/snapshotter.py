@@ -113,7 +113,7 @@ class Snapshotter:
             raise Refused(
                 "image volume: what was pulled has no layers that containerd understands (a model pulled around the"
                 " façade?) and would be empty",
-                "remove the image, see `modelvold doctor`, pull it again",
+                "remove the image, see that hosts.toml names the façade, pull it again",
             )
         # Before there is a record, and so outside its transaction: mounting may take a moment.
         below = self._metastore.find(parent) if parent else None
