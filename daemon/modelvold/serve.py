@@ -18,7 +18,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from modelvold.config import Config
-from modelvold.errors import Unsupported
+from modelvold.errors import Failing, Unsupported
 from modelvold.facade import Facade
 from modelvold.fetch.fetcher import Fetcher
 from modelvold.lending.lending import Lending
@@ -50,6 +50,11 @@ _GATE_SILENCE = 10.0
 
 def run(config: Config) -> int:
     """Serves until SIGTERM or SIGINT. Returns the exit status. Raises Failure when it cannot start."""
+    if os.geteuid() != 0:
+        raise Unsupported(
+            "modelvold serve needs root: it mounts and asks the kernel for events",
+            "run it as root, or by its systemd unit",
+        )
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
@@ -67,8 +72,13 @@ def run(config: Config) -> int:
 def _build(config: Config, house: ExitStack) -> None:
     root, runs = config.store.root, config.run
     listen = str(config.facade.listen) if config.facade.listen else ""
-    runs.mkdir(parents=True, exist_ok=True, mode=0o711)
-    store = house.enter_context(Store(root))
+    try:
+        runs.mkdir(parents=True, exist_ok=True, mode=0o711)
+        store = house.enter_context(Store(root))
+    except OSError as error:
+        raise Failing(
+            f"{error.filename or root}: {error.strerror}", "see --root and --run, and that their disk has room"
+        ) from error
     findings = probe(root, runs)
     if not findings.is_lazy_possible:
         raise Unsupported(
