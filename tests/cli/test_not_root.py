@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-
 from modelvold import config
 from modelvold.errors import Failing, Unsupported
 from modelvold.serve import run
