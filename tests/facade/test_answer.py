@@ -18,3 +18,9 @@ def test_the_table_is_total(noun: type[errors.Failure]) -> None:
     assert ("WWW-Authenticate" in answer.headers) == (answer.status == 401)
     parents = [known for known in noun.__mro__ if known in CLASSES]
     assert parents[0] is not errors.Failure or noun is errors.Failure
+
+
+def test_a_reason_cannot_end_the_status_line() -> None:
+    phrase = refusal(errors.Unreachable("a\r\nSet-Cookie: b\tfaçade " + "x" * 5000)).phrase
+    assert phrase.startswith("Service Unavailable: a??Set-Cookie: b?fa?ade x")
+    assert len(phrase) < 700

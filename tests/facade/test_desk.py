@@ -207,7 +207,7 @@ def test_a_pinned_tag_of_no_model_fails_where_its_text_is_shown(bench: Bench) ->
     ("trouble", "status", "code"),
     [
         (Unauthorized("no"), 401, "UNAUTHORIZED"),
-        (NotFound("gone"), 404, "MANIFEST_UNKNOWN"),
+        (NotFound("gone"), 424, "MANIFEST_UNKNOWN"),
         (Unreachable("refused, 429 or 5xx"), 503, "UNAVAILABLE"),
     ],
 )
@@ -216,6 +216,7 @@ def test_trouble_upstream_is_answered_in_its_class(bench: Bench, trouble: Except
     for method in ("HEAD", "GET"):
         reply = bench.manifest("v1", method)
         assert reply.status == status
+        assert (str(trouble) in reply.phrase) == (method == "HEAD"), "of a HEAD containerd shows the status line alone"
     assert reply.error["code"] == code
 
 
@@ -347,7 +348,7 @@ def test_every_refusal_is_one_line_and_no_secret_is_written(bench: Bench, caplog
         ask(bench.facade.address, "/v2/team/model/manifests/v1?ns=elsewhere.example&token=hidden%0aforged")
         bench.manifest("none", "HEAD", headers=basic(POD))
     refusals = [record.getMessage() for record in caplog.records if record.getMessage().startswith("refuse request")]
-    assert [line.split("status=")[1][:3] for line in refusals] == ["401", "403", "404"]
+    assert [line.split("status=")[1][:3] for line in refusals] == ["401", "403", "424"]
     text = caplog.text + repr(bench.upstream.brought) + repr(bench.facade)
     assert not [
         secret

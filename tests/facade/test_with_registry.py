@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from modelvold.registry.hosts import Hosts
 
 from tests.facade.upstream import MemoryGiven, Reply, ask, basic
 from tests.fakes.registry import Auth, FakeRegistry
+from tests.lab.program import free_port
 from tests.oci.models import image
 
 POD = BasicCredentials("pod", "pods-own")
@@ -34,11 +34,6 @@ class Node:
     def manifest(self, target: str, method: str = "GET", **fields: dict[str, str]) -> Reply:
         path = f"/v2/team/model/manifests/{target}?ns={self.registry.address}"
         return ask(self.facade.address, path, method, **fields)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture
@@ -74,7 +69,7 @@ def test_a_pull_fetches_one_manifest_and_no_blob(node: Node) -> None:
 def test_an_image_and_a_missing_tag_are_sent_on(node: Node) -> None:
     node.registry.put_manifest("team/model", "app", image())
     assert node.manifest("app", "HEAD").status == 404
-    assert node.manifest("missing", "HEAD").status == 404
+    assert node.manifest("missing", "HEAD").status == 424
 
 
 def test_only_the_pods_own_credentials_open_it(node: Node) -> None:

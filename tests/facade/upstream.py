@@ -86,6 +86,7 @@ class MemoryGiven:
 @dataclass(frozen=True)
 class Reply:
     status: int
+    phrase: str
     headers: dict[str, str]
     body: bytes = field(repr=False)
 
@@ -111,6 +112,8 @@ def ask(address: str, target: str, method: str = "GET", headers: dict[str, str] 
     try:
         connection.request(method, target, headers=headers or {})
         response = connection.getresponse()
-        return Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+        return Reply(
+            response.status, response.reason, {k.lower(): v for k, v in response.getheaders()}, response.read()
+        )
     finally:
         connection.close()

@@ -1,8 +1,10 @@
 """Answers, and the one table by which failures become them (distribution-spec, "Error Codes"). Pure.
 
-The body's text is what containerd puts into a pod's event when it fails to fetch a manifest or blob. 404 makes
-containerd go on to the next host and is kept for what is known not to be ours to answer; 408 and 429 are never used,
-since containerd repeats them at once and without end.
+The body's text is what containerd puts into a pod's event when it fails to fetch a manifest or blob. Of a HEAD it shows the
+status line alone, so there the text is the reason phrase. A status of 400 or more makes containerd go on to the next
+host, but where that fails as well, it tells what the first one said; of a 404 it tells nothing, so that is kept for
+what is known not to be ours to answer. 408 and 429 are never used, since containerd repeats them at once and without
+end.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from modelvold.oci.digest import Digest
 from modelvold.oci.document import to_json
 
 JSON = "application/json"
+#: Longer reasons are cut: an event has 1024 characters, and the status line is not the whole of it.
+_LONGEST_PHRASE = 600
 CHALLENGE = 'Basic realm="modelvold", charset="UTF-8"'
 
 #: Status and the specification's code for each noun; a subclass without a row of its own is its parent.
@@ -52,6 +56,14 @@ class Answer:
     challenge: bool = False
     reason: str = ""
     is_ordinary: bool = False
+
+    @property
+    def phrase(self) -> str:
+        """The status line's words; for a refusal with its reason, in printable ASCII (RFC 9112 §4)."""
+        if not self.reason or self.status < HTTPStatus.BAD_REQUEST:
+            return self.status.phrase
+        reason = "".join(c if " " <= c <= "~" else "?" for c in self.reason)
+        return f"{self.status.phrase}: {reason[:_LONGEST_PHRASE]}"
 
     @property
     def headers(self) -> dict[str, str]:

@@ -7,12 +7,12 @@
   synthetic config tells nothing but the digests that whoever asks for it has named.)
 - The node's own credentials are tried first, then what the caller brought, which is kept only if it was needed and
   opened a model.
-- 404 is for what is known not to be a model, for what upstream does not have, and for blobs that no document of ours
-  has named.
+- 404 is for what is known not to be a model, for digests that upstream does not have, and for blobs that no document of
+  ours has named. A tag that upstream does not have is answered 424, so that containerd tells our reason.
 - Never an index: of an index we take this node's manifest.
 
-containerd shows nobody why a HEAD failed and goes on to the next host, where it would fetch a model that cannot be
-mounted as if it were an image. So a HEAD for a model that is broken is answered with a digest that stands for the
+After a HEAD that failed containerd goes on to the next host, where it would fetch a model that cannot be mounted as if it
+were an image. So a HEAD for a model that is broken is answered with a digest that stands for the
 refusal; the GET for that digest fails with its text, upstream does not know the digest, and the text reaches the
 pod's event.
 """
@@ -112,6 +112,8 @@ class Desk:
             if not head or (isinstance(failure, NotAModel) and not pinned):
                 raise
             return self._refuse_by_digest(reference.repository, failure)
+        except NotFound as failure:
+            return refused(HTTPStatus.FAILED_DEPENDENCY, "MANIFEST_UNKNOWN", str(failure))
         return document(synthetic.manifest, MANIFEST, synthetic.manifest_digest)
 
     def _refuse_by_digest(self, repository: Repository, failure: Failure) -> Answer:

@@ -184,7 +184,7 @@ class _Exchange(BaseHTTPRequestHandler):
     def _reply(self, answer: Answer) -> None:
         self._tell(answer)
         self.close_connection = True
-        self.send_response(answer.status)
+        self.send_response(answer.status, answer.phrase if self.command == "HEAD" else None)
         for name, value in answer.headers.items():
             self.send_header(name, value)
         self.send_header("Connection", "close")
