@@ -20,8 +20,10 @@ def repository(host: str, path: str = REPOSITORY) -> Repository:
     return Repository(host, path)
 
 
-def open_range(client: Client, host: str, digest: Digest, start: int, end: int, timeout: float = 5) -> Body:
-    return client.open_range(repository(host), digest, BlobOffset(start), BlobOffset(end), timeout=timeout)
+def open_range(
+    client: Client, host: str, digest: Digest, start: int, end: int, timeout: float = 5, size: int | None = None
+) -> Body:
+    return client.open_range(repository(host), digest, BlobOffset(start), BlobOffset(end), timeout=timeout, size=size)
 
 
 def drain(body: Body, piece: int = 64 << 10) -> bytes:

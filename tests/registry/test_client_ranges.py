@@ -159,9 +159,15 @@ def test_a_size_that_lies(client: Client) -> None:
         for start, end in ((0, 6), (4, 100), (5, 6), (1000, 2000)):
             with pytest.raises(errors.Malformed, match="size that lies"):
                 open_range(client, registry.address, digest, start, end)
+        for size, has in ((4, "has 5"), (6, "has only 5")):
+            with pytest.raises(errors.Malformed, match=f"{has} bytes of it: the manifest names a size of {size} bytes"):
+                open_range(client, registry.address, digest, 0, 3, size=size)
+        open_range(client, registry.address, digest, 0, 3, size=5).close()
         registry.behaviour.ignore_range = True
         with pytest.raises(errors.Malformed, match="a size that lies"):
             open_range(client, registry.address, digest, 0, 6)
+        with pytest.raises(errors.Malformed, match="a size of 4 bytes that lies"):
+            open_range(client, registry.address, digest, 0, 3, size=4)
 
 
 @pytest.mark.parametrize("framing", ["", "chunked", "until_close"])

@@ -51,8 +51,18 @@ def _mend(fake: FakeRegistry, repository: str, content: bytes) -> str:
 
 
 LIES = {
-    "larger than the blob": (_larger, b"L" * 300_000, "has only 300000 bytes of it", "lazy"),
-    "smaller than the blob": (_smaller, b"S" * 300_000, "its bytes have digest sha256:", "quarantined"),
+    "larger than the blob": (
+        _larger,
+        b"L" * 300_000,
+        "has only 300000 bytes of it: the manifest names a size of 400000",
+        "lazy",
+    ),
+    "smaller than the blob": (
+        _smaller,
+        b"S" * 300_000,
+        "has 300000 bytes of it: the manifest names a size of 200000",
+        "lazy",
+    ),
     "another digest": (_rotten, b"R" * 300_000, "its bytes have digest sha256:", "quarantined"),
 }
 
@@ -109,7 +119,7 @@ def test_a_reader_of_a_wrong_size_gets_eio_by_itself(stage: Stage) -> None:
     with pytest.raises(OSError, match=re.escape("Input/output error")) as error:
         (stage.folder / "at/a.bin").read_bytes()
     assert error.value.errno == errno.EIO
-    assert "the manifest names a size that lies" in stage.volumes()[reference]["last_error"]
+    assert "the manifest names a size of 400000 bytes that lies" in stage.volumes()[reference]["last_error"]
     stage.umount()
     assert stage.daemon.cli("rm", reference).returncode == 0
 

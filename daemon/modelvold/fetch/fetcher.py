@@ -37,7 +37,7 @@ class Blobs(Protocol):
     """Where bytes come from: the registry's client."""
 
     def open_range(
-        self, repository: Repository, digest: Digest, start: BlobOffset, end: BlobOffset, *, timeout: float
+        self, repository: Repository, digest: Digest, start: BlobOffset, end: BlobOffset, *, timeout: float, size: int
     ) -> AbstractContextManager[Body]: ...
 
 
@@ -170,7 +170,9 @@ class Fetcher:
         failure: Failure | None = None
         for repository in self._source_of(content):
             try:
-                return self._blobs.open_range(repository, content.digest, start, end, timeout=self._stall)
+                return self._blobs.open_range(
+                    repository, content.digest, start, end, timeout=self._stall, size=content.length
+                )
             except Failure as error:
                 failure = failure or error
         raise failure or Refused(f"layer {content.digest}: no volume names it")

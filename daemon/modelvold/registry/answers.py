@@ -84,40 +84,47 @@ def check_length(body: bytes, length: int, what: str, address: str) -> None:
         raise Malformed(f"{what}: {address} has only {len(body)} of {length} bytes: a size that lies", _PUSH_AGAIN)
 
 
-def skip_before(answer: Answer, start: int, end: int, what: str, longest: int) -> int:
-    """How many bytes of the body come before `start`, of an answer of 200 or 206 to a request for bytes [start, end).
+def skip_before(answer: Answer, start: int, end: int, size: int | None, what: str, *, longest: int) -> int:
+    """How many bytes of the body come before `start`, of an answer of 200 or 206 to a request for bytes [start, end) of a
+    blob that has `size` bytes by its manifest, where that is known.
 
-    Raises Malformed when the answer is for another range, is encoded, is longer or shorter than it says, or begins more
-    than `longest` bytes too early.
+    Raises Malformed when the answer is for another range or of another blob's size, is encoded, is longer or shorter than
+    it says, or begins more than `longest` bytes too early.
     """
     _check_identity(answer, what)
     declared = answer.stream.length
     if answer.status == 206:
-        _check_content_range(answer, start, end, what)
+        _check_content_range(answer, start, end, size, what)
         if declared not in {None, end - start}:
             cause = f"{answer.address} declares {declared} bytes for a range of {end - start}"
             raise Malformed(f"{what}: {cause}", _ASK_OPERATOR)
         return 0
-    if declared is not None and declared < end:
-        cause = f"{answer.address} has only {declared} bytes of it: the manifest names a size that lies"
-        raise Malformed(f"{what}: {cause}", _PUSH_AGAIN)
+    if declared is not None and (declared < end or declared != (size or declared)):
+        raise _lie(declared, size, what, answer)
     if start > longest:
         cause = f"{answer.address} ignores ranges, and {start} bytes are too many to read and throw away"
         raise Malformed(f"{what}: {cause}", "serve the model from a registry that answers ranges")
     return start
 
 
-def _check_content_range(answer: Answer, start: int, end: int, what: str) -> None:
+def _check_content_range(answer: Answer, start: int, end: int, size: int | None, what: str) -> None:
     said = answer.headers.get("Content-Range", "")
     form = _CONTENT_RANGE.fullmatch(said.strip())
     if form is None:
         raise Malformed(f"{what}: {answer.address} answers 206 without saying which bytes", _ASK_OPERATOR)
     first, last = int(form[1]), int(form[2])
-    if first == start and last + 1 < end and form[3] == str(last + 1):
-        cause = f"{answer.address} has only {form[3]} bytes of it: the manifest names a size that lies"
-        raise Malformed(f"{what}: {cause}", _PUSH_AGAIN)
+    whole = int(form[3]) if form[3] != "*" else None
+    if (first == start and last + 1 < end and whole == last + 1) or (size and whole not in {None, size}):
+        raise _lie(whole, size, what, answer)
     if (first, last) != (start, end - 1):
         raise Malformed(f"{what}: {answer.address} answers with bytes {first}-{last + 1} instead", _ASK_OPERATOR)
+
+
+def _lie(has: int | None, size: int | None, what: str, answer: Answer) -> Malformed:
+    named = f" of {size} bytes" if size else ""
+    only = "only " if has is not None and (size is None or has < size) else ""
+    cause = f"{answer.address} has {only}{has} bytes of it: the manifest names a size{named} that lies"
+    return Malformed(f"{what}: {cause}", _PUSH_AGAIN)
 
 
 def _check_identity(answer: Answer, what: str) -> None:

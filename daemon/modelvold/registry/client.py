@@ -162,12 +162,20 @@ class Client:
             return False
 
     def open_range(
-        self, repository: Repository, digest: Digest, start: BlobOffset, end: BlobOffset, *, timeout: float
+        self,
+        repository: Repository,
+        digest: Digest,
+        start: BlobOffset,
+        end: BlobOffset,
+        *,
+        timeout: float,
+        size: int | None = None,
     ) -> Body:
         """The blob's bytes [start, end), not empty, by one GET. Close the body, best by `with`.
 
-        `timeout` in seconds bounds the time until the answer begins, and then each silence. Raises Malformed for a
-        range beyond the blob ("a size that lies"), and for a registry that ignores ranges where `start` is too far in
+        `timeout` in seconds bounds the time until the answer begins, and then each silence; `size` is how many bytes
+        the manifest gives the whole blob. Raises Malformed for a range beyond the blob or a blob of another size ("a
+        size that lies"), and for a registry that ignores ranges where `start` is too far in
         to skip to.
         """
         if not 0 <= start < end:
@@ -179,7 +187,7 @@ class Client:
         def ask(host: Host, deadline: Deadline) -> Body:
             answer = self._ask("GET", replace(question, what=what), host, deadline)
             try:
-                skip = answers.skip_before(answer, start, end, what, _LONGEST_SKIP)
+                skip = answers.skip_before(answer, start, end, size, what, longest=_LONGEST_SKIP)
             except BaseException:
                 answer.stream.discard()
                 raise
