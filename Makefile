@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: test check demo bench format lint types imports unit system proto clean
+.PHONY: test check demo bench format lint types imports unit system fuzz proto clean
 
 test: check
 
@@ -44,6 +44,13 @@ demo: $(VENV)/ready
 
 bench: $(VENV)/ready
 	$(BIN)/python -m bench.first_byte
+	$(BIN)/python -m bench.tar_mount
+
+# Coverage-guided, for ten minutes unless SECONDS says otherwise; what it finds of interest goes into the corpus.
+SECONDS ?= 600
+fuzz: $(VENV)/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,fuzz]'
+	$(BIN)/python -m tests.fuzz.tar_walker -max_total_time=$(SECONDS) tests/fuzz/corpus/tar
 
 proto: $(VENV)/ready
 	PYTHON=$(BIN)/python sh proto/generate.sh

@@ -184,6 +184,17 @@ def test_paths_that_are_refused(text: str, cause: str) -> None:
         safe_path(text)
 
 
+def test_paths_that_came_from_bytes() -> None:
+    """Annotations are Unicode; the names of a tar are bytes of any kind."""
+    assert safe_path("./\udcff/a", "surrogateescape") == "\udcff/a"
+    assert safe_path("\udcff" * 255, "surrogateescape") == "\udcff" * 255
+    with pytest.raises(Malformed, match="255"):
+        safe_path("\udcff" * 256, "surrogateescape")
+    for text, errors in (("\udcff", "strict"), ("\ud800", "surrogateescape")):
+        with pytest.raises(Malformed, match="Unicode"):
+            safe_path(text, errors)
+
+
 @given(
     st.lists(st.sampled_from(["", ".", "..", "a", "b c", "\0", "ü"]), max_size=8).map("/".join) | st.text(max_size=50)
 )
@@ -196,6 +207,23 @@ def test_a_path_is_below_the_volume_or_refused(text: str) -> None:
     assert not set(path.split("/")) & {"", ".", ".."}
     assert "\0" not in path
     assert safe_path(path) == path
+
+
+@pytest.mark.parametrize(
+    ("said", "path"),
+    [("weights/", "weights"), ("a/b/./", "a/b"), (".", ""), ("./", ""), ("/", ""), ("", ""), ("../x/", "x")],
+)
+def test_a_tars_annotation_may_name_a_folder(said: str, path: str) -> None:
+    """KitOps writes the Kitfile's path, which may be one."""
+    tar = layer(said, mediaType=f"{CNCF}.weight.v1.tar")
+    assert read(manifest(tar), WHAT).layers[0].path == path
+
+
+def test_a_long_run_of_dots_takes_no_time() -> None:
+    """Time that grows with its square would be minutes here."""
+    assert safe_path("../" * 1_000_000 + "a") == "a"
+    with pytest.raises(Malformed):
+        read(manifest(layer("a" + "/" * 1_000_000 + "/../b", mediaType=f"{CNCF}.weight.v1.tar")), WHAT)
 
 
 def test_selecting_from_an_index() -> None:

@@ -35,7 +35,8 @@ _DEEPEST = 256
 @dataclass(frozen=True, slots=True)
 class ModelLayer:
     """One layer. `path` is safe (see `safe_path`) and the file's for raw layers; for tar layers it is what the packer
-    wrote, or empty, and names no file. `mode` has permission bits only; `mtime` is in nanoseconds since 1970."""
+    wrote, or empty, and names no file. `mode` has permission bits only; `mtime` is in nanoseconds since 1970.
+    `said_size` is the regular file's size in bytes as the metadata has it, None where it says none: a claim."""
 
     descriptor: Descriptor
     role: Role
@@ -44,6 +45,7 @@ class ModelLayer:
     path: str
     mode: int
     mtime: int
+    said_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,15 +110,15 @@ def select(index: Index, what: str, architecture: str) -> Descriptor:
     )
 
 
-def safe_path(text: str) -> str:
+def safe_path(text: str, errors: str = "strict") -> str:
     """`text` as a path below the volume: relative, `/` between components none of which is empty, `.` or `..`.
 
     Leading `./` and `../` are dropped, because packers write them for files given by absolute path; `.` and doubled
-    slashes inside mean nothing and are dropped too. Raises Malformed for everything else.
+    slashes inside mean nothing and are dropped too. Raises Malformed for everything else. `errors` is how `text`
+    becomes bytes (PEP 383): `surrogateescape` where it came from a tar, whose names are bytes of any kind.
     """
     parts = text.split("/")
-    while parts and parts[0] in {".", ".."}:
-        parts.pop(0)
+    parts = parts[next((n for n, part in enumerate(parts) if part not in {".", ".."}), len(parts)) :]
     if not any(parts):
         raise Malformed(f"path {text[:300]!r} names nothing")
     if not parts[0]:
@@ -124,14 +126,14 @@ def safe_path(text: str) -> str:
     if parts[-1] in {"", "."}:
         raise Malformed(f"path {text[:300]!r} names a folder")
     components = [part for part in parts if part not in {"", "."}]
-    _check_components(components, text)
+    _check_components(components, text, errors)
     return "/".join(components)
 
 
-def _check_components(components: list[str], text: str) -> None:
+def _check_components(components: list[str], text: str, errors: str) -> None:
     cause = ""
     try:
-        encoded = [component.encode() for component in components]
+        encoded = [component.encode("utf-8", errors) for component in components]
     except UnicodeEncodeError:
         raise Malformed(f"path {text[:300]!r} is not valid Unicode") from None
     if ".." in components:
@@ -161,12 +163,25 @@ def _layer(descriptor: Descriptor, what: str) -> ModelLayer:
     what = f"{what} ({name[:300]!r}, {descriptor.digest.short})"
     try:
         kind = layer_type(descriptor.media_type)
-        path = safe_path(name) if name or kind.archive is Reading.RAW else ""
+        path = safe_path(name) if kind.archive is Reading.RAW else _tar_path(name)
     except Malformed as error:
         raise Malformed(f"{what}: {error.message}", error.remedy or "ask the producer to pack it again") from None
     metadata = read_metadata(descriptor.annotations)
     _check_metadata(metadata, kind, descriptor, what)
-    return ModelLayer(descriptor, kind.role, kind.archive, kind.compression, path, metadata.mode, metadata.mtime)
+    said_size = metadata.size if metadata.is_regular else None
+    return ModelLayer(
+        descriptor, kind.role, kind.archive, kind.compression, path, metadata.mode, metadata.mtime, said_size
+    )
+
+
+def _tar_path(name: str) -> str:
+    """What a tar's annotation names may be a folder, or the root, or nothing."""
+    parts = name.split("/")
+    end = len(parts)
+    while end > 1 and parts[end - 1] in {"", "."}:
+        end -= 1
+    path = "/".join(parts[:end])
+    return "" if path in {"", ".", ".."} else safe_path(path)
 
 
 def _name(annotations: Mapping[str, str]) -> str:
