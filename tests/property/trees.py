@@ -1,25 +1,22 @@
-"""Models to test with: trees of files whose bytes follow from a seed, so that an example is small and its content is
-not.
+"""Models to test with.
 
-`trees()` is the hypothesis strategy; `random_tree(seed)` gives one without hypothesis, for tests that start servers. A
-`Specimen` knows its bytes by path, its tocs and contents as layers, and how to lie on disk.
+`trees()` is the hypothesis strategy; `random_tree(seed)` gives one without hypothesis, for tests that start servers.
 """
 
 from __future__ import annotations
 
-import os
 import random
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
-from modelvold.layer.extent import BLOCK, CHUNK, ContentOffset, padded
-from modelvold.layer.raw import toc_of_raw
-from modelvold.layer.toc import Entry, Toc
+from modelvold.layer.extent import BLOCK, CHUNK
+from modelvold.layer.toc import Toc
+
+from tests.property.layers import FORMS, OWNERS, Folder, HardLink, Layer, Member, Raw, Sample, Symlink, Tar, packed
+from tests.property.seen import Seen, above, shown
 
 SEGMENT = 16 << 20
 
@@ -34,62 +31,58 @@ NAMES = (
     ".a", "..b", "...", ".-", "~",
     "x" * 255, "é" * 127, "y" * 254, "%40", "\\040", "*",
 )  # fmt: skip
-
-
-@lru_cache(maxsize=16)
-def content(seed: int, size: int) -> bytes:
-    """`size` bytes that differ from their neighbours', and from those of any other seed."""
-    return random.Random(seed).randbytes(size)
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One file. `mtime` in nanoseconds."""
-
-    path: str
-    size: int
-    seed: int
-    mode: int = 0o644
-    mtime: int = 0
-
-    @property
-    def content(self) -> bytes:
-        return content(self.seed, self.size)
+#: Where symbolic links lead: nowhere, out, round in circles; bytes that are no text; around what a header holds.
+TARGETS = (
+    "absent", "/etc/passwd", "../" * 30 + "out", ".", "..", "模型/\udcff", "new\nline",
+    "t" * 99, "t" * 100, "t" * 101, "t" * 4095,
+)  # fmt: skip
+#: What a volume's layers are, and which of so many files, by number, are layers of their own then.
+_ALONE: dict[str, Callable[[int], st.SearchStrategy[set[int]]]] = {
+    "tar": lambda _: st.just(set()),
+    "mixed": lambda files: st.sets(st.integers(0, files - 1)),
+    "raw": lambda files: st.just(set(range(files))),
+}
+KINDS = tuple(_ALONE)
 
 
 @dataclass(frozen=True, slots=True)
 class Specimen:
-    """Files by layer. A layer of one file is raw; several lie as a tar would lay them, each behind a block of
-    something else.
-    """
+    """A model: its layers, no path in two of them but folders'."""
 
-    layers: tuple[tuple[Sample, ...], ...]
+    layers: tuple[Layer, ...]
+
+    @property
+    def members(self) -> list[Member]:
+        """All of all layers, as they are shown."""
+        return [member for layer in self.layers for member in layer.members]
 
     def samples(self) -> list[Sample]:
-        return [sample for layer in self.layers for sample in layer]
+        """Every file once."""
+        return [member for member in self.members if isinstance(member, Sample)]
+
+    def contents(self) -> dict[str, bytes]:
+        """The bytes of each name of a file."""
+        found = {sample.path: sample.content for sample in self.samples()}
+        return found | {m.path: found[m.target] for m in self.members if isinstance(m, HardLink)}
+
+    def folders(self) -> dict[str, Folder]:
+        """Those that a tar names, as the last one says."""
+        return {member.path: member for member in self.members if isinstance(member, Folder)}
 
     def raw(self) -> Specimen:
         """The same files, each a layer of its own."""
-        return Specimen(tuple((sample,) for sample in self.samples()))
+        return raw(*self.samples())
 
     def tocs(self) -> list[Toc]:
-        return [_toc(layer) for layer in self.layers]
+        return [layer.toc for layer in self.layers]
 
-    def content(self, layer: int) -> bytes:
-        """The bytes of one layer."""
-        whole = bytearray(self.tocs()[layer].length)
-        for entry, sample in zip(_toc(self.layers[layer]).entries, self.layers[layer], strict=True):
-            whole[entry.offset : entry.offset + entry.size] = sample.content
-        return bytes(whole)
+    def shown(self) -> dict[str, Seen]:
+        """What must be seen at each path, the root's among them."""
+        return shown(self.members)
 
-    def write_to(self, folder: Path) -> None:
-        """The files on disk, with modes and times."""
-        for sample in self.samples():
-            path = folder / sample.path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(sample.content)
-            path.chmod(sample.mode)
-            os.utime(path, ns=(sample.mtime, sample.mtime))
+
+def raw(*samples: Sample) -> Specimen:
+    return Specimen(tuple(Raw(sample) for sample in samples))
 
 
 def names() -> st.SearchStrategy[str]:
@@ -103,20 +96,76 @@ def names() -> st.SearchStrategy[str]:
 
 
 @st.composite
-def trees(draw: st.DrawFn, *, large: bool = True) -> Specimen:
-    """A model of up to about twenty files, nested, in one layer or several; with `large` also some around a segment's
-    length.
+def trees(draw: st.DrawFn, *, large: bool = True, kinds: Sequence[str] = KINDS) -> Specimen:
+    """A model of up to about twenty files, nested, in raw layers, in tars, or in both; in tars also links, and folders
+    that they name. At least one is a file; with `large` that may be around a segment's length.
     """
     sizes = st.one_of(st.sampled_from(SMALL), st.integers(0, 5000), st.sampled_from(CHUNKS))
     nested = st.recursive(sizes, lambda below: st.dictionaries(names(), below, min_size=1, max_size=6), max_leaves=20)
     top: dict[str, Any] = draw(st.dictionaries(names(), nested, min_size=1, max_size=6))
-    found = [(path, draw(st.sampled_from(SEGMENTS)) if large and n == 0 and draw(st.booleans()) else size)
-             for n, (path, size) in enumerate(_flat(top))]  # fmt: skip
-    modes, times = st.integers(0, 0o777), st.integers(0, 4 * 10**18)
     first = draw(st.integers(0, 1 << 30))
-    samples = [Sample(path, size, first + n, draw(modes), draw(times)) for n, (path, size) in enumerate(found)]
-    bounds = draw(st.sets(st.integers(1, max(len(samples) - 1, 1)), max_size=4))
-    return Specimen(_grouped(draw(st.permutations(samples)), bounds))
+    samples = [Sample(path, size, first + n, **draw(_fields())) for n, (path, size) in enumerate(_flat(top))]
+    if large and draw(st.booleans()):
+        samples[0] = replace(samples[0], size=draw(st.sampled_from(SEGMENTS)))
+    certain = samples[0].path
+    samples = draw(st.permutations(samples))
+    alone = draw(_ALONE[draw(st.sampled_from(kinds))](len(samples)))
+    layers = [Raw(sample) for n, sample in enumerate(samples) if n in alone]
+    in_tars = [sample for n, sample in enumerate(samples) if n not in alone]
+    bounds = draw(st.sets(st.integers(1, max(len(in_tars) - 1, 1)), max_size=4))
+    folders = sorted({folder for sample in samples for folder in above(sample.path)})
+    tars = [draw(_tars(group, folders, certain)) for group in _grouped(in_tars, bounds)]
+    return Specimen(tuple(draw(st.permutations([*layers, *tars]))))
+
+
+def _fields() -> st.SearchStrategy[dict[str, int]]:
+    """What every header has but hard links'."""
+    return st.fixed_dictionaries(
+        {
+            "mode": st.integers(0, 0o7777),
+            "mtime": st.integers(0, 4 * 10**18),
+            "uid": st.sampled_from(OWNERS),
+            "gid": st.sampled_from(OWNERS),
+        }
+    )
+
+
+@st.composite
+def _tars(draw: st.DrawFn, samples: list[Sample], folders: list[str], certain: str) -> Tar:
+    """A tar with a member for each of `samples`, not all of them files, but that at the path `certain` is; and with some
+    of the `folders` named."""
+    drafts: list[Member] = [s if s.path == certain else draw(_drafts(s)) for s in samples]
+    named = draw(st.sets(st.sampled_from(folders), max_size=4))
+    drafts += [Folder(path, **draw(_fields())) for path in sorted(named)]
+    members: list[Member] = []
+    files: list[Sample] = []
+    for draft in draw(st.permutations(drafts)):
+        if isinstance(draft, HardLink):
+            target = draw(st.sampled_from(files)).path if files else ""
+            members.append(HardLink(draft.path, target) if target else Symlink(draft.path, "a link to no file"))
+            continue
+        if isinstance(draft, Sample):
+            files.append(draft)
+        members.append(draft)
+    return packed(members, draw(st.sampled_from(FORMS)), is_dotted=draw(st.booleans()))
+
+
+@st.composite
+def _drafts(draw: st.DrawFn, sample: Sample) -> Member:
+    """What is at the sample's path: itself, or a link, or an empty folder. Names that are no text are none of files,
+    so that these could be raw layers too."""
+    kind = draw(st.sampled_from((Sample, Sample, Sample, Symlink, HardLink, HardLink, Folder)))
+    if kind is Sample:
+        return sample
+    path, name = sample.path, sample.path.rpartition("/")[2]
+    if len(name.encode()) < 255 and draw(st.booleans()):
+        path += "\udcff"
+    if kind is HardLink:
+        return HardLink(path, "")
+    if kind is Folder:
+        return Folder(path, sample.mode, sample.mtime, sample.uid, sample.gid)
+    target = draw(st.sampled_from((*TARGETS, name, path)))
+    return Symlink(path, target, sample.mtime, sample.uid, sample.gid)
 
 
 def random_tree(seed: int, *, files: int = 30, sizes: Iterable[int] = (*SMALL, *CHUNKS, *SEGMENTS)) -> Specimen:
@@ -134,12 +183,7 @@ def random_tree(seed: int, *, files: int = 30, sizes: Iterable[int] = (*SMALL, *
         )
     # Two long names may have met in one folder.
     unique = {sample.path: sample for sample in samples}
-    taken = [sample if unique[sample.path] is sample else _renamed(sample, n) for n, sample in enumerate(samples)]
-    return Specimen(tuple((sample,) for sample in taken))
-
-
-def _renamed(sample: Sample, n: int) -> Sample:
-    return Sample(f"renamed-{n}", sample.size, sample.seed, sample.mode, sample.mtime)
+    return raw(*(s if unique[s.path] is s else replace(s, path=f"renamed-{n}") for n, s in enumerate(samples)))
 
 
 def _flat(tree: dict[str, Any], above: str = "") -> list[tuple[str, int]]:
@@ -149,19 +193,6 @@ def _flat(tree: dict[str, Any], above: str = "") -> list[tuple[str, int]]:
     return found
 
 
-def _grouped(samples: list[Sample], bounds: set[int]) -> tuple[tuple[Sample, ...], ...]:
+def _grouped(samples: list[Sample], bounds: set[int]) -> list[list[Sample]]:
     cuts = [0, *sorted(bound for bound in bounds if bound < len(samples)), len(samples)]
-    return tuple(tuple(samples[a:b]) for a, b in pairwise(cuts))
-
-
-def _toc(layer: tuple[Sample, ...]) -> Toc:
-    if len(layer) == 1:
-        return toc_of_raw(layer[0].path, layer[0].size, layer[0].mode, layer[0].mtime)
-    entries, at = [], 0
-    for sample in layer:
-        at += BLOCK
-        entries.append(
-            Entry(sample.path, mode=sample.mode, mtime=sample.mtime, size=sample.size, offset=ContentOffset(at))
-        )
-        at = padded(at + sample.size)
-    return Toc(tuple(entries), at + 2 * BLOCK)
+    return [samples[a:b] for a, b in pairwise(cuts) if a < b]

@@ -39,7 +39,7 @@ class Inode:
 
 
 class Reader:
-    def __init__(self, image: bytes) -> None:
+    def __init__(self, image: memoryview) -> None:
         self.image = image
         (self.magic,) = struct.unpack_from("<I", image, 1024)
         (self.root,) = struct.unpack_from("<H", image, 1024 + 14)
@@ -59,8 +59,13 @@ class Reader:
             count = struct.unpack_from("<QH", block)[1] // 12
             entries = [struct.unpack_from("<QHBB", block, 12 * n) for n in range(count)]
             ends = [entry[1] for entry in entries[1:]] + [len(block)]
-            names |= {block[e[1] : end].rstrip(b"\0"): e[0] for e, end in zip(entries, ends, strict=True)}
+            names |= {bytes(block[e[1] : end]).rstrip(b"\0"): e[0] for e, end in zip(entries, ends, strict=True)}
         return names
+
+    def types(self, folder: Inode) -> set[int]:
+        """The file types that the entries of a folder of one block give."""
+        count = struct.unpack_from("<QH", self.image, folder.place * 512)[1] // 12
+        return {struct.unpack_from("<QHBB", self.image, folder.place * 512 + 12 * n)[2] for n in range(count)}
 
     def find(self, path: str) -> Inode:
         inode = self.inode(self.root)
@@ -124,8 +129,41 @@ def test_inodes_say_what_the_toc_says_within_the_guard() -> None:
     assert (reader.find("past").mtime, reader.find("future").mtime) == (0, 1 << 62)
     assert (reader.find("d/e").mode, reader.find("d").nlink, reader.find("").nlink) == (0o40777, 3, 3)
     link = reader.find("d/l")
-    assert image.bytes[link.place * 512 :][: link.size] == b"target"
+    assert bytes(image.bytes[link.place * 512 :][: link.size]) == b"target"
     assert min(reader.names(reader.find("")).values()) > 0
+
+
+def test_all_names_of_a_file_are_one_inode() -> None:
+    entries = (
+        Entry("m/f", mode=0o640, uid=1, size=CHUNK + 1),
+        Entry("a/l", Kind.HARDLINK, mode=0o777, uid=9, link="m/f"),
+        Entry("m/e", Kind.HARDLINK, link="m/f"),
+        Entry("empty"),
+        Entry("twin/empty"),
+        Entry("z/empty", Kind.HARDLINK, link="empty"),
+        Entry("z/folder/f"),
+    )
+    reader = Reader(image_of(Toc(entries, CHUNK + 1), toc_of_raw("theirs", 1, 0o644, 0)).bytes)
+
+    shared = reader.find("m/f")
+    assert reader.find("a/l") == reader.find("m/e") == shared
+    assert (shared.mode, shared.uid, shared.size, shared.nlink) == (0o100640, 1, CHUNK + 1, 3)
+    assert reader.chunks("a/l") == [(1, 0), (1, 2048)]
+    assert reader.find("empty") == reader.find("z/empty")
+    assert reader.find("z/empty").nlink == 2
+    # Equal nodes, and yet two files.
+    assert reader.find("twin/empty").nid != reader.find("empty").nid
+    assert reader.find("twin/empty").nlink == 1
+    assert (reader.find("z/folder").nlink, reader.find("z").nlink) == (2, 3)
+    assert reader.types(reader.find("a")) == reader.types(reader.find("m")) == {1, 2}
+    # root, a, m, twin, z, z/folder; m/f, empty, twin/empty, theirs, z/folder/f.
+    assert reader.inodes == 11
+
+
+def test_the_root_is_as_its_entry_says() -> None:
+    toc = Toc((Entry("f", mtime=5), Entry("", Kind.DIRECTORY, mode=0o41711, uid=3, gid=4, mtime=7_000_000_001)), 0)
+    root = Reader(image_of(toc).bytes).find("")
+    assert (root.mode, root.uid, root.gid, root.mtime, root.nsec, root.nlink) == (0o40711, 3, 4, 7, 1, 2)
 
 
 def test_a_folder_of_many_names_fills_blocks_in_order() -> None:
@@ -162,7 +200,7 @@ def test_equal_trees_give_equal_images_and_others_another_uuid() -> None:
     assert image == image_of(toc)
     assert len({image.uuid, *(other.uuid for other in others)}) == 6
     assert UUID(bytes=image.uuid).version == 8
-    assert parse_uuid(image.bytes[:HEAD]) == image.uuid
+    assert parse_uuid(bytes(image.bytes[:HEAD])) == image.uuid
 
 
 @pytest.mark.parametrize("head", [b"", bytes(HEAD), b"x" * HEAD])

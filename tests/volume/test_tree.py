@@ -6,7 +6,7 @@ from modelvold.layer.extent import ContentOffset
 from modelvold.layer.raw import toc_of_raw
 from modelvold.layer.toc import Entry, Kind, Toc
 from modelvold.volume import tree as tree_module
-from modelvold.volume.tree import File, Folder, Symlink, Tree, merge
+from modelvold.volume.tree import File, Folder, Link, Symlink, Tree, merge
 
 
 def raw(path: str, mtime: int = 0, size: int = 1) -> Toc:
@@ -48,19 +48,92 @@ def test_a_named_folder_is_as_its_entry_says_whenever_that_comes() -> None:
     for entries in ((folder, Entry("d/f", mtime=9)), (Entry("d/f", mtime=9), folder)):
         tree = merge([Toc(entries, 0)])
         (shown_folder,) = tree.root.children
+        assert isinstance(shown_folder, Folder)
         assert (shown_folder.mode, shown_folder.uid, shown_folder.gid, shown_folder.mtime) == (0o700, 7, 8, 3)
         assert tree.root.mtime == 9
 
 
 def test_a_folder_may_be_named_by_two_layers() -> None:
     tree = merge([Toc((Entry("d", Kind.DIRECTORY, mode=mode), Entry(f"d/{mode}")), 0) for mode in (0o700, 0o711)])
-    assert next((path, node.mode) for path, node in tree.walk()) == (b"d", 0o711)
+    path, node = next(tree.walk())
+    assert isinstance(node, Folder)
+    assert (path, node.mode) == (b"d", 0o711)
     assert tree.nodes == 4
 
 
+def root_of(*entries: Entry) -> Folder:
+    return merge([Toc(entries, 0)]).root
+
+
+def test_the_root_is_as_its_entry_says_and_the_last_that_says_so_counts() -> None:
+    said = Entry("", Kind.DIRECTORY, mode=0o700, uid=7, gid=8, mtime=3)
+    file = Entry("f", mtime=9)
+    for entries in ((said, file), (file, said)):
+        root = root_of(*entries)
+        assert (root.name, root.mode, root.uid, root.gid, root.mtime) == (b"", 0o700, 7, 8, 3)
+        assert len(root.children) == 1
+    later = Entry("", Kind.DIRECTORY, mode=0o711)
+    tree = merge([Toc((said,), 0), Toc((file,), 0), Toc((later,), 0)])
+    assert (tree.root.mode, tree.root.mtime, tree.nodes) == (0o711, 0, 2)
+
+
+@pytest.mark.parametrize("kind", [Kind.FILE, Kind.SYMLINK, Kind.HARDLINK])
+def test_only_a_folder_is_the_root(kind: Kind) -> None:
+    with pytest.raises(Malformed, match="empty component"):
+        root_of(Entry("f"), Entry("", kind, link="f"))
+
+
 def test_a_symbolic_link_is_kept_as_it_is() -> None:
-    tree = merge([Toc((Entry("l", Kind.SYMLINK, link="../outside", uid=5),), 0)])
-    assert tree.root.children == (Symlink(b"l", 0o777, 5, 0, 0, b"../outside"),)
+    tree = merge([raw("a"), Toc((Entry("l", Kind.SYMLINK, link="../outside", uid=5),), 0)])
+    assert tree.root.children[1] == Symlink(b"l", 0o777, 5, 0, 0, 1, b"../outside")
+
+
+def test_a_hard_link_is_another_name_of_its_file_whatever_its_header_says() -> None:
+    file = Entry("m/weights", mode=0o640, uid=1, gid=2, mtime=3, size=4)
+    links = [Entry(path, Kind.HARDLINK, mode=0o777, uid=9, mtime=99, size=9, link="m/weights") for path in ("a/l", "z")]
+    tree = merge([raw("other"), Toc((file, *links), 4)])
+    nodes = dict(tree.walk())
+
+    shared = nodes[b"m/weights"]
+    assert shared == File(b"weights", 0o640, 1, 2, 3, 1, ContentOffset(0), 4)
+    assert [(path, node.name) for path, node in nodes.items() if isinstance(node, Link) and node.file is shared] == [
+        (b"a/l", b"l"),
+        (b"z", b"z"),
+    ]
+    assert nodes[b"a"].mtime == nodes[b"z"].mtime == 3
+    assert [path for path, _ in tree.files()] == [b"m/weights", b"other"]
+    assert tree.nodes == 7
+
+
+LINKED = (
+    Entry("f"),
+    Entry("d", Kind.DIRECTORY),
+    Entry("s", Kind.SYMLINK, link="f"),
+    Entry("h", Kind.HARDLINK, link="f"),
+)
+
+
+@pytest.mark.parametrize(
+    "target", ["", "absent", "l", "later", "d", "s", "h", "f/f", "/f", "./f", "d/../f", "f\0", "theirs"]
+)
+def test_a_hard_link_to_anything_but_an_earlier_file_of_its_layer_is_refused_by_name(target: str) -> None:
+    layer = Toc((*LINKED, Entry("l", Kind.HARDLINK, link=target), Entry("later")), 0)
+    with pytest.raises(Malformed) as refusal:
+        merge([raw("theirs"), layer])
+    expected = f"layer 1, 'l': a hard link to {target!r}, which is no earlier file of the layer"
+    assert refusal.value.message == expected
+    assert refusal.value.remedy
+
+
+@pytest.mark.parametrize("path", ["f", "d", "s", "h", "f/x"])
+def test_a_hard_link_claims_its_path_like_a_file(path: str) -> None:
+    with pytest.raises(Malformed, match="both claim the path"):
+        root_of(*LINKED, Entry(path, Kind.HARDLINK, link="f"))
+
+
+def test_a_hard_link_is_no_folder() -> None:
+    with pytest.raises(Malformed, match=r"layer 0 \('h'\) and layer 1 \('h/f'\) both claim the path 'h'"):
+        merge([Toc(LINKED, 0), raw("h/f")])
 
 
 def test_the_order_of_disjoint_layers_changes_nothing_but_their_numbers() -> None:
@@ -151,5 +224,9 @@ def test_entries_that_cannot_be_shown_are_refused_by_name(entry: Entry) -> None:
 def test_more_nodes_than_allowed_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tree_module, "MOST_NODES", 5)
     assert merge([raw("a/b/c/d")]).nodes == 5
+    links = [Entry(f"{n}", Kind.HARDLINK, link="f") for n in range(4)]
+    assert merge([Toc((Entry("f"), *links[:3]), 0)]).nodes == 5
+    with pytest.raises(Exhausted, match="more than 5"):
+        merge([Toc((Entry("f"), *links), 0)])
     with pytest.raises(Exhausted, match="more than 5"):
         merge([raw("a/b/c/d"), raw("e")])

@@ -9,6 +9,8 @@ Layout (fs/erofs/erofs_fs.h), little-endian, in blocks of 512 bytes because ther
            and the block in it
     data   directories and targets of symbolic links, each from a block of its own
 
+All names of one file are one inode: directories give the same inode number for them, and the inode counts them.
+
 The kernel parses what is written here, so this is the guard: permission bits only, no devices, no extended attributes,
 sizes refused before memory is taken for them. Equal trees and segments give equal bytes.
 """
@@ -16,15 +18,18 @@ sizes refused before memory is taken for them. Equal trees and segments give equ
 from __future__ import annotations
 
 import hashlib
+import heapq
 import struct
+from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
 from modelvold.errors import Exhausted, Malformed
 from modelvold.layer.extent import BLOCK, CHUNK, Extent, padded
-from modelvold.volume.tree import File, Folder, Node, Symlink, Tree
+from modelvold.volume.tree import File, Folder, Link, Symlink, Tree
 
 #: `device_id` has 16 bits, and 0 is the image itself.
 MOST_DEVICES = 0xFFFF
@@ -62,9 +67,9 @@ _DIRENT = struct.Struct("<QHBB")
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A whole image: its bytes, the 16 bytes of its UUID, and how many devices its mount needs."""
+    """A whole image: its bytes, read-only, the 16 bytes of its UUID, and how many devices its mount needs."""
 
-    bytes: _Bytes = field(repr=False)
+    bytes: memoryview = field(repr=False)
     uuid: _Bytes
     devices: int
 
@@ -85,22 +90,21 @@ def write_image(tree: Tree, segments: Sequence[Sequence[Extent]], *, identity: b
     layers = _numbered(segments)
     plan = _Plan(tree, devices)
     image = bytearray(plan.size)
-    _write_superblock(image, plan, tree.nodes, devices)
+    _write_superblock(image, plan, devices)
     slots = (_SLOT * n + HEAD + 64 for n in range(devices))
     for at, segment in zip(slots, chain.from_iterable(segments), strict=True):
         struct.pack_into("<2I", image, at, padded(segment.length) // BLOCK, _NOWHERE)
-    for inode in plan.inodes:
-        _write_inode(image, inode)
-        node = inode.node
-        if isinstance(node, File):
-            _write_chunks(image, inode.at + _INODE, node, layers)
-        elif isinstance(node, Symlink):
-            image[inode.data : inode.data + len(node.target)] = node.target
+    for number, inode in enumerate(plan.inodes):
+        _write_inode(image, plan, number)
+        if isinstance(inode, File):
+            _write_chunks(image, plan.at[number] + _INODE, inode, layers)
+        elif isinstance(inode, Symlink):
+            image[plan.data[number] : plan.data[number] + len(inode.target)] = inode.target
         else:
-            _write_directory(image, plan, inode)
+            _write_directory(image, plan, number)
     uuid = _uuid(image, identity)
     image[_UUID_AT : _UUID_AT + 16] = uuid
-    return Image(bytes(image), uuid, devices)
+    return Image(memoryview(image).toreadonly(), uuid, devices)
 
 
 def parse_uuid(image_head: bytes) -> bytes:
@@ -112,75 +116,100 @@ def parse_uuid(image_head: bytes) -> bytes:
     return image_head[_UUID_AT : _UUID_AT + 16]
 
 
-@dataclass(slots=True)
-class _Inode:
-    """A node's place: `at` is its inode's offset in the image, `data` its directory's or target's, both in bytes."""
-
-    node: Node
-    parent: int
-    number: int
-    at: int = 0
-    data: int = 0
-    size: int = 0
-    first_child: int = 0
+_Inode = File | Symlink | Folder
 
 
 class _Plan:
-    """Where everything lies, from lengths alone. In `inodes` the root is first and a folder's children are together."""
+    """Where everything lies, from lengths alone. A number is an inode's place in `inodes` and in each column: the root
+    is first, a folder's children are together from `first_child` on, files that only links name there left out.
+
+    `at` is the inode's offset in the image, `data` its directory's or target's, `sizes` their lengths, all in bytes.
+    Columns and no objects: there may be a million inodes.
+    """
 
     def __init__(self, tree: Tree, devices: int) -> None:
         self.meta = padded(HEAD + devices * _SLOT)
-        self.inodes = list(_breadth_first(tree))
-        tables = 0
-        at = self.meta + _INODE
-        for inode in self.inodes:
-            inode.at, inode.size = at, _size(inode)
-            table = 8 * _chunks(inode.node)
-            tables += table
-            at += _aligned(_INODE + table)
-        if tables > LARGEST_CHUNK_TABLES:
+        self.inodes: list[_Inode] = [tree.root]
+        self.parents, self.first_child = array("I", (0,)), array("I")
+        self.links: Counter[int] = Counter()
+        self._number()
+        self.linked = {id(inode): number for number, inode in enumerate(self.inodes) if id(inode) in self.links}
+        self.at, self.data, self.sizes = array("Q"), array("Q"), array("Q")
+        end = self._place_data(self._place_inodes())
+        if end > LARGEST_IMAGE:
             raise Exhausted(
-                f"the files' sizes add up to more than the {LARGEST_CHUNK_TABLES // 8 * CHUNK >> 40} TiB of one volume",
-                "ask the producer to pack it as several models",
-            )
-        at = padded(at)
-        for inode in self.inodes:
-            if not isinstance(inode.node, File):
-                inode.data = at
-                at += padded(inode.size)
-        if at > LARGEST_IMAGE:
-            raise Exhausted(
-                f"the tree of {len(self.inodes)} files and folders needs an image of {at >> 20} MiB, "
+                f"the tree of {tree.nodes} files and folders needs an image of {end >> 20} MiB, "
                 f"more than {LARGEST_IMAGE >> 20}",
                 "ask the producer to pack it with fewer files or shorter names",
             )
-        self.size = at
+        self.size = end
 
-    def nid(self, index: int) -> int:
-        return (self.inodes[index].at - self.meta) // _NID
+    def nid(self, number: int) -> int:
+        return (self.at[number] - self.meta) // _NID
 
+    def nlink(self, number: int) -> int:
+        inode = self.inodes[number]
+        if isinstance(inode, Folder):
+            return 2 + sum(isinstance(child, Folder) for child in inode.children)
+        return 1 + self.links[id(inode)]
 
-def _breadth_first(tree: Tree) -> Iterator[_Inode]:
-    ready = [_Inode(tree.root, 0, 0)]
-    for index, inode in enumerate(ready):
-        yield inode
-        if isinstance(inode.node, Folder):
-            first = inode.first_child = len(ready)
-            ready.extend(_Inode(child, index, first + n) for n, child in enumerate(inode.node.children))
+    def names(self, number: int) -> Iterator[tuple[bytes, int]]:
+        """A folder's names with the numbers of the inodes they name, sorted; `-` and others come before `.` and `..`."""
+        return heapq.merge(self._children(number), ((b".", number), (b"..", self.parents[number])))
 
+    def _children(self, number: int) -> Iterator[tuple[bytes, int]]:
+        folder, below = self.inodes[number], self.first_child[number]
+        for child in folder.children if isinstance(folder, Folder) else ():
+            if isinstance(child, Link):
+                yield child.name, self.linked[id(child.file)]
+            else:
+                yield child.name, below
+                below += 1
 
-def _size(inode: _Inode) -> int:
-    node = inode.node
-    if isinstance(node, File):
-        return node.size
-    if isinstance(node, Symlink):
-        return len(node.target)
-    blocks = _blocks_of(_names(inode))
-    return (len(blocks) - 1) * BLOCK + sum(_DIRENT.size + len(name) for name, _ in blocks[-1])
+    def _number(self) -> None:
+        """Breadth first: `inodes` grows while it is walked."""
+        for number, inode in enumerate(self.inodes):
+            self.first_child.append(len(self.inodes))
+            for child in inode.children if isinstance(inode, Folder) else ():
+                if isinstance(child, Link):
+                    self.links[id(child.file)] += 1
+                else:
+                    self.inodes.append(child)
+                    self.parents.append(number)
 
+    def _place_inodes(self) -> int:
+        """Where the inodes end. Sizes are refused here, before anything is made as long as they say."""
+        at, tables = self.meta + _INODE, 0
+        for inode in self.inodes:
+            self.at.append(at)
+            table = 8 * -(-inode.size // CHUNK) if isinstance(inode, File) else 0
+            tables += table
+            if tables > LARGEST_CHUNK_TABLES:
+                raise Exhausted(
+                    f"the files' sizes add up to more than the {LARGEST_CHUNK_TABLES // 8 * CHUNK >> 40} TiB of one "
+                    "volume",
+                    "ask the producer to pack it as several models",
+                )
+            at += _aligned(_INODE + table)
+        return at
 
-def _chunks(node: Node) -> int:
-    return -(-node.size // CHUNK) if isinstance(node, File) else 0
+    def _place_data(self, at: int) -> int:
+        """Where the image ends, if the inodes end at `at`."""
+        at = padded(at)
+        for number, inode in enumerate(self.inodes):
+            self.data.append(at)
+            self.sizes.append(inode.size if isinstance(inode, File) else self._length(number))
+            at += 0 if isinstance(inode, File) else padded(self.sizes[number])
+        return at
+
+    def _length(self, number: int) -> int:
+        inode = self.inodes[number]
+        if isinstance(inode, Symlink):
+            return len(inode.target)
+        length = 0
+        for block in _blocks_of(self.names(number)):
+            length = padded(length) + sum(_DIRENT.size + len(name) for name, _ in block)
+        return length
 
 
 def _aligned(length: int) -> int:
@@ -188,68 +217,57 @@ def _aligned(length: int) -> int:
     return -(-length // _INODE) * _INODE
 
 
-def _names(inode: _Inode) -> list[tuple[bytes, int]]:
-    """A folder's names with the index of what they name, sorted; `-` and others come before `.` and `..`."""
-    children = inode.node.children if isinstance(inode.node, Folder) else ()
-    names = [(child.name, inode.first_child + n) for n, child in enumerate(children)]
-    return sorted([*names, (b".", inode.number), (b"..", inode.parent)])
-
-
-def _blocks_of(names: list[tuple[bytes, int]]) -> list[list[tuple[bytes, int]]]:
+def _blocks_of(names: Iterable[tuple[bytes, int]]) -> Iterator[list[tuple[bytes, int]]]:
     """`names` as they fill blocks; an entry and its name lie in one."""
-    blocks: list[list[tuple[bytes, int]]] = [[]]
+    block: list[tuple[bytes, int]] = []
     room = BLOCK
     for name in names:
         needed = _DIRENT.size + len(name[0])
         if needed > room:
-            blocks.append([])
-            room = BLOCK
-        blocks[-1].append(name)
+            yield block
+            block, room = [], BLOCK
+        block.append(name)
         room -= needed
-    return blocks
+    yield block
 
 
-def _write_superblock(image: bytearray, plan: _Plan, nodes: int, devices: int) -> None:
+def _write_superblock(image: bytearray, plan: _Plan, devices: int) -> None:
     _SUPERBLOCK.pack_into(
-        image, _SUPERBLOCK_AT, _MAGIC, 0, 0, _BLKSZBITS, 0, plan.nid(0), nodes, 0, 0, len(image) // BLOCK,
+        image, _SUPERBLOCK_AT, _MAGIC, 0, 0, _BLKSZBITS, 0, plan.nid(0), len(plan.inodes), 0, 0, len(image) // BLOCK,
         plan.meta // BLOCK, 0, bytes(16), bytes(16), _INCOMPAT, 0, devices, HEAD // _SLOT,
     )  # fmt: skip
 
 
-def _write_inode(image: bytearray, inode: _Inode) -> None:
-    node = inode.node
-    layout, place, links = _PLAIN, inode.data // BLOCK, 1
-    if isinstance(node, File):
+def _write_inode(image: bytearray, plan: _Plan, number: int) -> None:
+    inode = plan.inodes[number]
+    layout, place = _PLAIN, plan.data[number] // BLOCK
+    if isinstance(inode, File):
         kind = _S_IFREG
-        if node.size:
-            layout, place = _CHUNKED, _CHUNK_FORMAT
-    elif isinstance(node, Folder):
-        kind = _S_IFDIR
-        links = 2 + sum(isinstance(child, Folder) for child in node.children)
+        layout, place = (_CHUNKED, _CHUNK_FORMAT) if inode.size else (_PLAIN, 0)
     else:
-        kind = _S_IFLNK
-    seconds, nanoseconds = divmod(min(max(node.mtime, 0), _LATEST * 10**9), 10**9)
+        kind = _S_IFDIR if isinstance(inode, Folder) else _S_IFLNK
+    seconds, nanoseconds = divmod(min(max(inode.mtime, 0), _LATEST * 10**9), 10**9)
     _INODE_FORM.pack_into(
-        image, inode.at, _EXTENDED | layout, 0, kind | node.mode & 0o777, 0, inode.size, place, inode.number + 1,
-        node.uid, node.gid, seconds, nanoseconds, links,
+        image, plan.at[number], _EXTENDED | layout, 0, kind | inode.mode & 0o777, 0, plan.sizes[number], place,
+        number + 1, inode.uid, inode.gid, seconds, nanoseconds, plan.nlink(number),
     )  # fmt: skip
 
 
-def _write_directory(image: bytearray, plan: _Plan, inode: _Inode) -> None:
-    for n, block in enumerate(_blocks_of(_names(inode))):
-        start = inode.data + n * BLOCK
+def _write_directory(image: bytearray, plan: _Plan, number: int) -> None:
+    for n, block in enumerate(_blocks_of(plan.names(number))):
+        start = plan.data[number] + n * BLOCK
         offset = len(block) * _DIRENT.size
-        for slot, (name, index) in enumerate(block):
+        for slot, (name, below) in enumerate(block):
             entry = start + slot * _DIRENT.size
-            _DIRENT.pack_into(image, entry, plan.nid(index), offset, _file_type(plan.inodes[index].node), 0)
+            _DIRENT.pack_into(image, entry, plan.nid(below), offset, _file_type(plan.inodes[below]), 0)
             image[start + offset : start + offset + len(name)] = name
             offset += len(name)
 
 
-def _file_type(node: Node) -> int:
-    if isinstance(node, File):
+def _file_type(inode: _Inode) -> int:
+    if isinstance(inode, File):
         return _FT_FILE
-    return _FT_DIRECTORY if isinstance(node, Folder) else _FT_SYMLINK
+    return _FT_DIRECTORY if isinstance(inode, Folder) else _FT_SYMLINK
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,9 @@ Rules:
   to another, is the producer's mistake: which of the two was meant cannot be known. Only folders may be named twice;
   the later one is shown.
 - A folder that no entry names is root's, 0755, and as new as the newest thing below it, so that a tree depends on its
-  layers alone.
+  layers alone. That holds for the tree's own root too, which an entry names by the empty path.
+- A hard link is another name of an earlier file of its layer and of nothing else. One of them is the `File`, the others
+  are `Link`s to it; what a link's own header says of mode, owner, time and size does not count, as with `tar x`.
 - What the kernel or a program could choke on is refused here, by name, before anything is built from it.
 - Names are bytes, sorted bytewise: EROFS searches them by bisection.
 """
@@ -18,15 +20,15 @@ from dataclasses import dataclass, field
 
 from modelvold.errors import Exhausted, Malformed
 from modelvold.layer.extent import BLOCK, ContentOffset
-from modelvold.layer.toc import Entry, Kind, Toc
+from modelvold.layer.toc import MOST_ENTRIES, Entry, Kind, Toc
 
 #: NAME_MAX and PATH_MAX of Linux, the latter without its closing NUL.
 LONGEST_NAME = 255
 LONGEST_PATH = 4095
 #: Far beyond any model; bounds the recursion of whoever walks the tree.
 DEEPEST = 256
-#: What fits an image of 1 GiB. Folders that no entry names count.
-MOST_NODES = 1_000_000
+#: Of all layers together. Folders that no entry names count, and every name of a file.
+MOST_NODES = MOST_ENTRIES
 #: The largest number that is a user to the kernel; the one above it means "none".
 _LARGEST_ID = 0xFFFFFFFE
 _REPACK = "ask the producer to repack the model"
@@ -47,12 +49,29 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """One more name of `file`, which is in the tree under its own: two names, one inode."""
+
+    name: bytes
+    file: File
+
+    @property
+    def mtime(self) -> int:
+        return self.file.mtime
+
+    @property
+    def layer(self) -> int:
+        return self.file.layer
+
+
+@dataclass(frozen=True, slots=True)
 class Symlink:
     name: bytes
     mode: int
     uid: int
     gid: int
     mtime: int
+    layer: int
     target: bytes
 
 
@@ -68,18 +87,22 @@ class Folder:
     children: tuple[Node, ...] = field(repr=False)
 
 
-Node = File | Symlink | Folder
+#: What is not a folder.
+Leaf = File | Link | Symlink
+Node = Leaf | Folder
 
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """`nodes` counts all of them, the root included."""
+    """`nodes` counts all names, the root's and those of links included."""
 
     root: Folder
     nodes: int
 
     def walk(self) -> Iterator[tuple[bytes, Node]]:
-        """Every node but the root with its path, folders before what is in them, names in bytewise order."""
+        """Every node but the root with its path, folders before what is in them, names in bytewise order. A link may
+        come before its file.
+        """
         waiting: list[tuple[bytes, Node]] = [(child.name, child) for child in reversed(self.root.children)]
         while waiting:
             path, node = waiting.pop()
@@ -88,7 +111,7 @@ class Tree:
                 waiting.extend((path + b"/" + child.name, child) for child in reversed(node.children))
 
     def files(self) -> Iterator[tuple[bytes, File]]:
-        """Every file with its path, in the order of `walk`."""
+        """Every file once, with the path of the name that is no `Link`, in the order of `walk`."""
         return ((path, node) for path, node in self.walk() if isinstance(node, File))
 
 
@@ -107,55 +130,68 @@ def merge(layers: Sequence[Toc]) -> Tree:
 
 @dataclass(slots=True)
 class _OpenFolder:
-    """A folder while its children are still coming. `claim` is the entry that made it necessary, for messages."""
+    """A folder while its children are still coming. The first entry that needed it was in `layer`, at `claim`."""
 
     name: bytes
-    claim: tuple[int, str]
+    layer: int
+    claim: str
     entry: Entry | None = None
-    children: dict[bytes, File | Symlink | _OpenFolder] = field(default_factory=dict)
-    claims: dict[bytes, tuple[int, str]] = field(default_factory=dict)
+    children: dict[bytes, Leaf | _OpenFolder] = field(default_factory=dict)
 
 
 class _Growing:
-    """The tree while entries are added. `folders` has each folder by its path, parents before children."""
+    """The tree while entries are added. `folders` has those above a folder before it.
+
+    No path is kept: each of 256 folders in each other may cost a name, but not the names of all above it.
+    """
 
     def __init__(self) -> None:
-        self.folders: dict[bytes, _OpenFolder] = {b"": _OpenFolder(b"", (0, ""))}
+        self.folders = [_OpenFolder(b"", 0, "")]
         self.nodes = 1
 
     def add(self, layer: int, entry: Entry, length: int) -> None:
-        path = _checked_path(layer, entry)
+        names = _checked_names(layer, entry)
         _check(layer, entry, length)
         if entry.kind is Kind.DIRECTORY:
-            self._folder(path, (layer, entry.path)).entry = entry
+            self._folder(names, layer, entry).entry = entry
             return
-        above, _, name = path.rpartition(b"/")
-        parent = self._folder(above, (layer, entry.path))
+        parent = self._folder(names[:-1], layer, entry)
+        name = names[-1]
         there = parent.children.get(name)
         if there is not None:
-            first = there.claim if isinstance(there, _OpenFolder) else parent.claims[name]
-            raise _conflict(first, (layer, entry.path), path)
+            raise _conflict(there, layer, entry, names)
         self._count()
-        parent.claims[name] = (layer, entry.path)
-        parent.children[name] = _leaf(name, layer, entry)
+        parent.children[name] = self._leaf(name, layer, entry)
 
-    def _folder(self, path: bytes, claim: tuple[int, str]) -> _OpenFolder:
-        """The folder at `path`, made with all above it where it is missing."""
-        missing: list[bytes] = []
-        above = path
-        while above not in self.folders:
-            missing.append(above)
-            above = above.rpartition(b"/")[0]
-        folder = self.folders[above]
-        for new in reversed(missing):
-            name = new.rpartition(b"/")[2]
-            if name in folder.children:
-                raise _conflict(folder.claims[name], claim, new)
-            self._count()
-            below = _OpenFolder(name, claim)
-            folder.children[name] = self.folders[new] = below
+    def _folder(self, names: list[bytes], layer: int, entry: Entry) -> _OpenFolder:
+        """The folder at the path of these `names`, made with all above it where it is missing."""
+        folder = self.folders[0]
+        for depth, name in enumerate(names, 1):
+            below = folder.children.get(name)
+            if below is None:
+                self._count()
+                below = folder.children[name] = _OpenFolder(name, layer, entry.path)
+                self.folders.append(below)
+            elif not isinstance(below, _OpenFolder):
+                raise _conflict(below, layer, entry, names[:depth])
             folder = below
         return folder
+
+    def _leaf(self, name: bytes, layer: int, entry: Entry) -> Leaf:
+        if entry.kind is Kind.HARDLINK:
+            return Link(name, self._linked(layer, entry))
+        if entry.kind is Kind.SYMLINK:
+            return Symlink(name, 0o777, entry.uid, entry.gid, entry.mtime, layer, _encoded(layer, entry, entry.link))
+        return File(name, entry.mode, entry.uid, entry.gid, entry.mtime, layer, entry.offset, entry.size)
+
+    def _linked(self, layer: int, entry: Entry) -> File:
+        """The file that the hard link `entry` names. A path that could not be in the tree is not found in it."""
+        found: Leaf | _OpenFolder | None = self.folders[0]
+        for name in _encoded(layer, entry, entry.link).split(b"/"):
+            found = found.children.get(name) if isinstance(found, _OpenFolder) else None
+        if not isinstance(found, File) or found.layer != layer:
+            raise _bad(layer, entry, f"a hard link to {entry.link[:300]!r}, which is no earlier file of the layer")
+        return found
 
     def _count(self) -> None:
         self.nodes += 1
@@ -165,31 +201,30 @@ class _Growing:
             )
 
 
-def _settled(folders: dict[bytes, _OpenFolder]) -> Folder:
+def _settled(folders: list[_OpenFolder]) -> Folder:
     """The root, frozen. Folders were added after those above them, so backwards each is ready when it is needed."""
     frozen: dict[int, Folder] = {}
     newest: dict[int, int] = {}
-    for folder in reversed(folders.values()):
+    for folder in reversed(folders):
         children: list[Node] = []
-        times: list[int] = []
-        for _, child in sorted(folder.children.items()):
-            node = frozen[id(child)] if isinstance(child, _OpenFolder) else child
+        latest = 0
+        for name in sorted(folder.children):
+            child = folder.children[name]
+            node = frozen.pop(id(child)) if isinstance(child, _OpenFolder) else child
             children.append(node)
-            times.append(max(node.mtime, newest.get(id(child), node.mtime)))
-        newest[id(folder)] = max(times, default=0)
-        entry = folder.entry or Entry("", Kind.DIRECTORY, mode=0o755, mtime=newest[id(folder)])
+            latest = max(latest, node.mtime, newest.pop(id(child), 0))
+        folder.children.clear()
+        newest[id(folder)] = latest
+        entry = folder.entry or Entry("", Kind.DIRECTORY, mode=0o755, mtime=latest)
         frozen[id(folder)] = Folder(folder.name, entry.mode, entry.uid, entry.gid, entry.mtime, tuple(children))
-    return frozen[id(folders[b""])]
+    return frozen[id(folders[0])]
 
 
-def _leaf(name: bytes, layer: int, entry: Entry) -> File | Symlink:
-    if entry.kind is Kind.SYMLINK:
-        return Symlink(name, 0o777, entry.uid, entry.gid, entry.mtime, _encoded(layer, entry, entry.link))
-    return File(name, entry.mode, entry.uid, entry.gid, entry.mtime, layer, entry.offset, entry.size)
-
-
-def _checked_path(layer: int, entry: Entry) -> bytes:
+def _checked_names(layer: int, entry: Entry) -> list[bytes]:
+    """The components of the entry's path: none for the root, which is a folder."""
     path = _encoded(layer, entry, entry.path)
+    if not path and entry.kind is Kind.DIRECTORY:
+        return []
     names = path.split(b"/")
     if len(path) > LONGEST_PATH:
         raise _bad(layer, entry, f"the path is longer than {LONGEST_PATH} bytes")
@@ -199,7 +234,7 @@ def _checked_path(layer: int, entry: Entry) -> bytes:
         raise _bad(layer, entry, "the path has an empty component, `.`, `..` or a NUL")
     if max(map(len, names)) > LONGEST_NAME:
         raise _bad(layer, entry, f"a name in it is longer than {LONGEST_NAME} bytes")
-    return path
+    return names
 
 
 def _check(layer: int, entry: Entry, length: int) -> None:
@@ -227,7 +262,9 @@ def _bad(layer: int, entry: Entry, why: str) -> Malformed:
     return Malformed(f"layer {layer}, {entry.path[:300]!r}: {why}", _REPACK)
 
 
-def _conflict(first: tuple[int, str], second: tuple[int, str], path: bytes) -> Malformed:
-    where = path[:300].decode("utf-8", "replace")
-    claims = " and ".join(f"layer {layer} ({claim[:300]!r})" for layer, claim in (first, second))
-    return Malformed(f"{claims} both claim the path {where!r}", _REPACK)
+def _conflict(there: Leaf | _OpenFolder, layer: int, entry: Entry, names: list[bytes]) -> Malformed:
+    """What `names` lead to is `there` already, and the entry wants it to be something else."""
+    path = b"/".join(names)
+    first = there.claim if isinstance(there, _OpenFolder) else path.decode("utf-8", "surrogateescape")
+    claims = " and ".join(f"layer {n} ({claim[:300]!r})" for n, claim in ((there.layer, first), (layer, entry.path)))
+    return Malformed(f"{claims} both claim the path {path[:300].decode('utf-8', 'replace')!r}", _REPACK)
