@@ -46,14 +46,15 @@ bench: $(VENV)/ready
 	$(BIN)/python -m bench.first_byte
 	$(BIN)/python -m bench.tar_mount
 
-# Coverage-guided, for ten minutes unless SECONDS says otherwise; what it finds of interest goes into the corpus.
-SECONDS ?= 600
+# Coverage-guided. New inputs and findings go into .fuzz/; what is worth keeping is moved into the corpus by hand.
+FUZZ_SECONDS ?= 600
 fuzz: $(VENV)/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,fuzz]'
-	$(BIN)/python -m tests.fuzz.tar_walker -max_total_time=$(SECONDS) tests/fuzz/corpus/tar
+	mkdir -p .fuzz/tar
+	$(BIN)/python -m tests.fuzz.tar_walker -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=.fuzz/ .fuzz/tar tests/fuzz/corpus/tar
 
 proto: $(VENV)/ready
 	PYTHON=$(BIN)/python sh proto/generate.sh
 
 clean:
-	rm -rf $(VENV) .lab build daemon/*.egg-info
+	rm -rf $(VENV) .lab .fuzz build daemon/*.egg-info

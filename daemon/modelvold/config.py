@@ -23,6 +23,7 @@ from modelvold.registry.docker_config import default_path
 
 DEFAULT_FILE = Path("/etc/modelvold/config.toml")
 DEFAULT_RUN = Path("/run/modelvold")
+_NAME = "modelvold"
 _SOCKET = "modelvold.sock"
 _LARGEST_FILE = 1 << 20
 
@@ -34,7 +35,7 @@ ALLOWED: Mapping[str, str] = MappingProxyType(
         "fetch.deadline": "a number of seconds, more than 0 and at most 3600",
         "registry.hosts_dir": 'an absolute path, such as "/etc/containerd/certs.d"',
         "registry.docker_config": "the absolute path of a docker config.json",
-        "mount.backend": '"auto" or "lazy"',
+        "mount.backend": '"auto", "lazy", "complete" or "directory"',
         "facade.listen": '"host:port" on loopback, such as "127.0.0.1:7878", or "" for off',
         "metrics.listen": '"host:port", such as "127.0.0.1:7879", or "" for off',
         "log.level": '"debug", "info", "warning" or "error"',
@@ -80,7 +81,11 @@ class Registry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Mount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    backend: Literal["auto", "lazy"] = "auto"
+    backend: Literal["auto", "lazy", "complete", "directory"] = "auto"
+
+
+class _Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    root: Path | None = None
 
 
 class _Listening(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -107,7 +112,7 @@ class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    store: Store = Store()
+    store: _Stored = _Stored()
     fetch: Fetch = Fetch()
     registry: Registry = Registry()
     mount: Mount = Mount()
@@ -119,7 +124,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 @dataclass(frozen=True, slots=True)
 class Config:
     """Everything that steers the daemon. `run` is the folder of mounts and socket, `address` the socket; both
-    absolute.
+    absolute. `for_user`: it serves one user and no containerd.
     """
 
     store: Store
@@ -131,6 +136,7 @@ class Config:
     log: Log
     run: Path
     address: Path
+    for_user: bool = False
 
     @property
     def docker_config(self) -> Path:
@@ -145,42 +151,73 @@ def load(
     root: Path | None = None,
     run: Path | None = None,
     address: Path | None = None,
+    for_user: bool = False,
     environment: Mapping[str, str] = os.environ,
 ) -> Config:
-    """The settings of `file` (None: the usual one, if it is there), overridden by the others where given.
+    """The settings of `file` (None: the usual one, if it is there), overridden by the others where given. `for_user` has
+    its usual places in that user's folders, and listens nowhere unless it is set.
 
     Raises InvalidInput naming file, key and what the key takes.
     """
-    settings = _read(file)
-    where = file or DEFAULT_FILE
-    facade = _listening(where, "facade.listen", settings.facade.listen, Facade().listen)
+    usual_file, usual_root, usual_run = (
+        user_places(environment) if for_user else (DEFAULT_FILE, Store().root, DEFAULT_RUN)
+    )
+    settings = _read(file, usual_file)
+    where = file or usual_file
+    facade = _listening(where, "facade.listen", settings.facade.listen, None if for_user else Facade().listen)
     if facade and not facade.is_loopback:
         raise _not_allowed(where, "facade.listen", f"{facade} is not loopback, and others may not ask the façade")
     registry = settings.registry
     if registry.docker_config is None:
-        usual = default_path(environment, Path(environment.get("HOME") or "/root"))
-        registry = Registry(registry.hosts_dir, usual.absolute())
-    run = (run or DEFAULT_RUN).absolute()
+        docker = default_path(environment, Path(environment.get("HOME") or "/root"))
+        registry = Registry(registry.hosts_dir, docker.absolute())
+    run = (run or usual_run).absolute()
+    kept = root or settings.store.root or usual_root
     return Config(
-        store=Store(root.absolute()) if root else settings.store,
+        store=Store(kept.absolute()),
         fetch=settings.fetch,
         registry=registry,
         mount=settings.mount,
         facade=Facade(facade),
-        metrics=Metrics(_listening(where, "metrics.listen", settings.metrics.listen, Metrics().listen)),
+        metrics=Metrics(
+            _listening(where, "metrics.listen", settings.metrics.listen, None if for_user else Metrics().listen)
+        ),
         log=settings.log,
         run=run,
         address=(address or run / _SOCKET).absolute(),
+        for_user=for_user,
     )
 
 
 def client_address(flag: Path | None, environment: Mapping[str, str] = os.environ) -> Path:
-    """The daemon's socket for whoever asks it: the flag, else MODELVOLD_ADDRESS, else the usual place."""
-    return flag or Path(environment.get("MODELVOLD_ADDRESS") or DEFAULT_RUN / _SOCKET)
+    """The daemon's socket for whoever asks it: the flag, else MODELVOLD_ADDRESS, else the usual place: the system's for
+    root, a user's own for others, who may not ask the system's."""
+    if flag or environment.get("MODELVOLD_ADDRESS"):
+        return flag or Path(environment["MODELVOLD_ADDRESS"])
+    run = DEFAULT_RUN if os.geteuid() == 0 else user_places(environment)[2]
+    return run / _SOCKET
 
 
-def _read(named: Path | None) -> _File:
-    file = named or DEFAULT_FILE
+def user_places(environment: Mapping[str, str]) -> tuple[Path, Path, Path]:
+    """A user's settings file, store and run folder (XDG Base Directory Specification, which ignores a path that is not
+    absolute). Without a runtime folder the run folder lies among the user's state."""
+    home = Path(environment.get("HOME") or "/")
+
+    def base(variable: str, usual: Path) -> Path:
+        named = Path(environment.get(variable) or "")
+        return (named if named.is_absolute() else usual) / _NAME
+
+    state = base("XDG_STATE_HOME", home / ".local/state")
+    run = base("XDG_RUNTIME_DIR", Path())
+    return (
+        base("XDG_CONFIG_HOME", home / ".config") / DEFAULT_FILE.name,
+        base("XDG_DATA_HOME", home / ".local/share"),
+        run if run.is_absolute() else state / "run",
+    )
+
+
+def _read(named: Path | None, usual: Path) -> _File:
+    file = named or usual
     try:
         with file.open("rb") as stream:
             document = stream.read(_LARGEST_FILE + 1)

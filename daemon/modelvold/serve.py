@@ -6,15 +6,16 @@ What a room needs is there before it, and the socket appears last, when everythi
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
-import platform
 import resource
 import signal
 import socket
 import threading
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from modelvold.config import Config
@@ -22,10 +23,16 @@ from modelvold.errors import Failing, Unsupported
 from modelvold.facade import Facade
 from modelvold.fetch.fetcher import Fetcher
 from modelvold.lending.lending import Lending
-from modelvold.lending.report import VolumeReport
+from modelvold.lending.report import Progress, VolumeReport
 from modelvold.lending.status import Status
+from modelvold.linux.machine import architecture
+from modelvold.mount.backend import Backend
+from modelvold.mount.directory import Directory, sweep_trees
+from modelvold.mount.erofs import Complete
+from modelvold.mount.findings import DIRECTORY, LAZY
 from modelvold.mount.gate import Gate
 from modelvold.mount.lazy import Lazy
+from modelvold.mount.places import Binds, Links, Places
 from modelvold.mount.probe import probe
 from modelvold.mount.table import MountTable
 from modelvold.oci.reference import Repository
@@ -43,17 +50,16 @@ from modelvold.volume.opener import Opener
 
 log = logging.getLogger(__name__)
 
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 #: A gate that has not gone round for this long is no longer alive.
 _GATE_SILENCE = 10.0
 
 
 def run(config: Config) -> int:
     """Serves until SIGTERM or SIGINT. Returns the exit status. Raises Failure when it cannot start."""
-    if os.geteuid() != 0:
+    if os.geteuid() != 0 and not config.for_user:
         raise Unsupported(
             "modelvold serve needs root: it mounts and asks the kernel for events",
-            "run it as root, or by its systemd unit",
+            "run it as root, or by its systemd unit; `modelvold serve --user` needs none, and serves you alone",
         )
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -70,22 +76,13 @@ def run(config: Config) -> int:
 
 
 def _build(config: Config, house: ExitStack) -> None:
-    root, runs = config.store.root, config.run
     listen = str(config.facade.listen) if config.facade.listen else ""
-    try:
-        runs.mkdir(parents=True, exist_ok=True, mode=0o711)
-        store = house.enter_context(Store(root))
-    except OSError as error:
-        raise Failing(
-            f"{error.filename or root}: {error.strerror}", "see --root and --run, and that their disk has room"
-        ) from error
-    findings = probe(root, runs)
-    if not findings.is_lazy_possible:
-        raise Unsupported(
-            f"this machine cannot mount lazily: {findings.reason}",
-            "it takes root, Linux 6.18 with fanotify permissions and file-backed EROFS, and a store on ext4, XFS or btrfs",
-        )
-    architecture = _ARCHITECTURES.get(platform.machine(), platform.machine())
+    store = _store(config, house)
+    with _made("store", store.root, "--root", "`[store] root`"):
+        findings = probe(store.root, config.run)
+    name, reason = findings.choose(config.mount.backend)
+    log.info("choose backend=%s reason=%r", name, reason)
+    ours = architecture()
     client = house.enter_context(
         Client(Hosts(config.registry.hosts_dir), Credentials(config.docker_config), facade=listen or None)
     )
@@ -97,34 +94,63 @@ def _build(config: Config, house: ExitStack) -> None:
         workers=config.fetch.connections,
         stall=min(20.0, config.fetch.deadline),
     )
-    gate = house.enter_context(Gate(fetcher, deadline=config.fetch.deadline))
-    store.watch(gate)
-    backend = Lazy(gate, root / "content", runs / "store")
-    table = MountTable(backend, runs / "volumes", store.catalog.opened_through, store.catalog.set_opened_through)
-    opener = Opener(store, client, architecture)
-    lending = Lending(store, opener, fetcher, table, prefetch=config.fetch.prefetch, stall=config.fetch.deadline)
+    gate = house.enter_context(Gate(fetcher, deadline=config.fetch.deadline)) if name == LAZY else None
+    opener = Opener(store, client, ours)
+    places: Places = Binds() if findings.can_bind else Links()
+    if name == DIRECTORY:
+        backend: Backend = Directory(store, lambda volume: opener.tree(volume.id), places)
+    else:
+        backend = _erofs(config, store, gate)
+    table = MountTable(backend, config.run / "volumes", store.catalog.opened_through, store.catalog.set_opened_through)
+    lending = Lending(
+        store, opener, fetcher, table, places, prefetch=config.fetch.prefetch, stall=config.fetch.deadline
+    )
     desk.append(lending)
     house.enter_context(fetcher)
     house.enter_context(lending)
-    snapshotter = Snapshotter(root, store.database, lending, store.catalog)
-    lending.ask_users_of(lambda volume: [info.name for info in snapshotter.users_of(volume)])
-    status = Status(
-        store,
-        lending,
-        table,
-        gate,
-        facade=listen,
-        prefetch=config.fetch.prefetch,
-        backend_reason="seen working at start",
-    )
+    status = Status(store, lending, table, gate, facade=listen, prefetch=config.fetch.prefetch, backend_reason=reason)
+    doors = [control_door(_Operator(lending, status))]
+    if not config.for_user:
+        snapshotter = Snapshotter(store.root, store.database, lending, store.catalog)
+        lending.ask_users_of(lambda volume: [info.name for info in snapshotter.users_of(volume)])
+        doors.append(snapshots_door(snapshotter))
     if config.facade.listen:
-        house.enter_context(
-            Facade((config.facade.listen.host, config.facade.listen.port), client, store.catalog, architecture)
-        )
+        where = config.facade.listen
+        house.enter_context(Facade((where.host, where.port), client, store.catalog, ours))
     if config.metrics.listen:
         where = config.metrics.listen
         house.enter_context(Health(where.host, where.port, lambda: _is_alive(gate), lambda: str(store.failing or "")))
-    house.enter_context(Server(config.address, [snapshots_door(snapshotter), control_door(_Operator(lending, status))]))
+    house.enter_context(Server(config.address, doors))
+
+
+def _store(config: Config, house: ExitStack) -> Store:
+    with _made("run folder", config.run, "--run", "XDG_RUNTIME_DIR" if config.for_user else ""):
+        config.run.mkdir(parents=True, exist_ok=True, mode=0o700 if config.for_user else 0o711)
+    with _made("store", config.store.root, "--root", "`[store] root`"):
+        return house.enter_context(Store(config.store.root))
+
+
+@contextmanager
+def _made(what: str, folder: Path, flag: str, setting: str) -> Iterator[None]:
+    """`folder` is made or opened in the block, as the one that `flag` or `setting` names."""
+    try:
+        yield
+    except OSError as error:
+        where = f": {error.filename}" if error.filename and Path(error.filename) != folder else ""
+        is_full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        cure = "make room on its disk" if is_full else f"user {os.geteuid()} must be allowed to write it"
+        named = f"{flag} or {setting}" if setting else flag
+        raise Failing(f"{what} {folder}{where}: {error.strerror}", f"{cure}, or name another with {named}") from error
+
+
+def _erofs(config: Config, store: Store, gate: Gate | None) -> Backend:
+    """What lies in whole files is of use to `directory` alone."""
+    store.withdraw_moved()
+    sweep_trees(store.root / "volumes", set())
+    if gate is None:
+        return Complete()
+    store.watch(gate)
+    return Lazy(gate, store.root / "content", config.run / "store")
 
 
 class _Operator:
@@ -138,8 +164,11 @@ class _Operator:
         self.pull = lending.pull
         self.remove = lending.remove
 
-    def mount(self, reference: str, directory: Path) -> VolumeReport:
-        return self._status.volume(self._lending.mount(reference, directory))
+    def mount(
+        self, reference: str, directory: Path, cancelled: Callable[[], bool]
+    ) -> Iterator[Progress | VolumeReport]:
+        for step in self._lending.mount(reference, directory, cancelled):
+            yield step if isinstance(step, Progress) else self._status.volume(step)
 
 
 def _sources(lending: Lending, content: Content) -> list[Repository]:
@@ -149,8 +178,8 @@ def _sources(lending: Lending, content: Content) -> list[Repository]:
     return list(dict.fromkeys(row.repository for row in lending.find(None) if content.id in row.contents))
 
 
-def _is_alive(gate: Gate) -> bool:
-    return time.monotonic() - gate.beat < _GATE_SILENCE
+def _is_alive(gate: Gate | None) -> bool:
+    return gate is None or time.monotonic() - gate.beat < _GATE_SILENCE
 
 
 def _raise_descriptor_limit() -> None:

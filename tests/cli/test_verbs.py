@@ -38,6 +38,7 @@ class InMemory:
         self.asked: list[tuple[object, ...]] = []
         self.failure: Failure | None = None
         self.steps = [STEP, replace(STEP, present=10, durable=10, verified=10, done=True)]
+        self.before_mount: list[Progress] = []
         self.held = threading.Event()
         self.cancelled = threading.Event()
 
@@ -50,9 +51,12 @@ class InMemory:
         self._note("report", reference)
         return Report(NODE, (VOLUME,))
 
-    def mount(self, reference: str, directory: Path) -> VolumeReport:
+    def mount(
+        self, reference: str, directory: Path, cancelled: Callable[[], bool]
+    ) -> Iterator[Progress | VolumeReport]:
         self._note("mount", reference, directory)
-        return VOLUME
+        yield from self.before_mount
+        yield VOLUME
 
     def unmount(self, directory: Path) -> None:
         self._note("unmount", directory)
@@ -171,6 +175,16 @@ def test_watching_ends_with_ctrl_c(operator: InMemory, address: Path) -> None:
         _, err = process.communicate(timeout=60)
         assert (process.returncode, err) == (0, "")
     assert len(operator.asked) >= 2
+
+
+def test_a_mount_that_waits_says_how_far_it_is(operator: InMemory, address: Path, tmp_path: Path) -> None:
+    operator.before_mount = operator.steps
+    code, out, err = _run("mount", "h/m:v1", tmp_path, "--address", address)
+    assert (code, out) == (0, "")
+    half, whole, said = err.splitlines()
+    assert half.startswith("h/m:v1: 50 % present")
+    assert "done" in whole
+    assert said.startswith("h/m:v1: 10 B at")
 
 
 def test_mount_umount_rm(operator: InMemory, address: Path, tmp_path: Path) -> None:

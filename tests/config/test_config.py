@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -141,11 +142,52 @@ def test_where_docker_keeps_credentials(tmp_path: Path, environment: dict[str, s
     assert config.load(empty, environment=environment).docker_config == Path(file)
 
 
-def test_the_clients_address() -> None:
+def test_the_clients_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root asks the system's daemon, others their own: the same one that they start."""
     named = {"MODELVOLD_ADDRESS": "/e.sock"}
     assert config.client_address(Path("/f.sock"), named) == Path("/f.sock")
     assert config.client_address(None, named) == Path("/e.sock")
-    assert config.client_address(None, {}) == Path("/run/modelvold/modelvold.sock")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert config.client_address(None, _XDG) == Path("/run/modelvold/modelvold.sock")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    for environment in (_XDG, {"HOME": "/home/x"}):
+        served = config.load(for_user=True, environment=environment)
+        assert config.client_address(None, environment) == served.address
+
+
+_XDG = {"HOME": "/h", "XDG_CONFIG_HOME": "/c", "XDG_DATA_HOME": "/d", "XDG_STATE_HOME": "/s", "XDG_RUNTIME_DIR": "/r"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "root", "run"),
+    [
+        (_XDG, "/d/modelvold", "/r/modelvold"),
+        ({"HOME": "/h"}, "/h/.local/share/modelvold", "/h/.local/state/modelvold/run"),
+        ({"HOME": "/h", "XDG_STATE_HOME": "/s"}, "/h/.local/share/modelvold", "/s/modelvold/run"),
+        # What is not absolute is ignored, says the specification.
+        ({**_XDG, "XDG_RUNTIME_DIR": "r", "XDG_DATA_HOME": "d"}, "/h/.local/share/modelvold", "/s/modelvold/run"),
+        ({**_XDG, "XDG_RUNTIME_DIR": ""}, "/d/modelvold", "/s/modelvold/run"),
+    ],
+)
+def test_a_users_places(environment: dict[str, str], root: str, run: str) -> None:
+    found = config.load(for_user=True, environment=environment)
+    assert (str(found.store.root), str(found.run), found.address) == (root, run, found.run / "modelvold.sock")
+    assert (found.facade.listen, found.metrics.listen, found.for_user) == (None, None, True)
+
+
+def test_a_users_own_file(tmp_path: Path) -> None:
+    """It is the one that is read, and what it says holds, be it what the system's daemon has without being told."""
+    environment = {"HOME": "/h", "XDG_CONFIG_HOME": str(tmp_path)}
+    file = tmp_path / "modelvold/config.toml"
+    file.parent.mkdir()
+    file.write_text('[store]\nroot = "/var/lib/modelvold"\n[metrics]\nlisten = "127.0.0.1:7879"')
+    found = config.load(for_user=True, environment=environment)
+    assert found.store.root == Path("/var/lib/modelvold")
+    assert (found.facade.listen, found.metrics.listen) == (None, Endpoint("127.0.0.1", 7879))
+    assert config.load(root=tmp_path, for_user=True, environment=environment).store.root == tmp_path
+    file.write_text("[fetch]\nfoo = 1")
+    with pytest.raises(InvalidInput, match=str(file)):
+        config.load(for_user=True, environment=environment)
 
 
 def test_every_key_is_documented_with_what_it_takes_and_nothing_else_is() -> None:

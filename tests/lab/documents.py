@@ -12,6 +12,7 @@ import posixpath
 import re
 import tarfile
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +32,25 @@ _APPLETS = frozenset(
 
 Document = dict[str, Any]
 
+#: 2025-07-01T10:20:30.123456789Z
+_MTIME = 1751365230123456789
+
 
 def to_json(document: Document) -> bytes:
     return json.dumps(document, separators=(",", ":")).encode()
 
 
-def model_layer(path: str, digest: str, size: int, *, family: str = "cncf", mode: int = 0o644) -> Document:
-    """The descriptor of a raw ModelPack layer; `family` is `cncf` or, before version 0.0.7, `cnai`."""
+def model_layer(
+    path: str, digest: str, size: int, *, family: str = "cncf", mode: int = 0o644, mtime: int = _MTIME
+) -> Document:
+    """The descriptor of a raw ModelPack layer; `family` is `cncf` or, before version 0.0.7, `cnai`; `mtime` in nanoseconds."""
     metadata = {
         "name": posixpath.basename(path),
         "mode": mode,
         "uid": 0,
         "gid": 0,
         "size": size,
-        "mtime": "2025-07-01T10:20:30.123456789Z",
+        "mtime": f"{datetime.fromtimestamp(mtime // 10**9, UTC):%Y-%m-%dT%H:%M:%S}.{mtime % 10**9:09}Z",
         "typeflag": 0,
     }
     annotations = {
@@ -53,6 +59,12 @@ def model_layer(path: str, digest: str, size: int, *, family: str = "cncf", mode
     }
     media_type = f"application/vnd.{family}.model.{_class_of(path)}.v1.raw"
     return {"mediaType": media_type, "digest": digest, "size": size, "annotations": annotations}
+
+
+def tar_layer(path: str, digest: str, size: int) -> Document:
+    """The descriptor of a ModelPack layer that is an uncompressed tar of weights; without a `path` it is not annotated."""
+    annotations = {"annotations": {"org.cncf.model.filepath": path}} if path else {}
+    return {"mediaType": "application/vnd.cncf.model.weight.v1.tar", "digest": digest, "size": size, **annotations}
 
 
 def model_config(layers: Sequence[Document], name: str = "lab") -> bytes:

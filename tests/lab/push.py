@@ -9,11 +9,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import http.client
-import os
+import secrets
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from tests.lab import debian, documents
@@ -35,6 +36,25 @@ class Pushed:
     def pinned(self) -> str:
         """The reference by digest."""
         return f"{self.reference.rpartition(':')[0]}@{self.digest}"
+
+
+class Layer(Protocol):
+    """What is pushed as one layer: a file at `path`, or a tar, whose annotation `path` is, and whose modes and times are in it."""
+
+    @property
+    def is_tar(self) -> bool: ...
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def content(self) -> bytes: ...
+
+    @property
+    def mode(self) -> int: ...
+
+    @property
+    def mtime(self) -> int: ...
 
 
 class Push:
@@ -65,6 +85,20 @@ class Push:
         manifest = documents.model_manifest(self.described(repository, config), layers, family=family)
         return self._pushed(repository, tag, manifest, list(files))
 
+    def layers(self, layers: Sequence[Layer], repository: str = "models/lab", tag: str = "v1") -> Pushed:
+        """A ModelPack artifact of raw layers and tars; the digests are by number."""
+        described = []
+        for layer in layers:
+            digest, size = self.blob(repository, layer.content), len(layer.content)
+            described.append(
+                documents.tar_layer(layer.path, digest, size)
+                if layer.is_tar
+                else documents.model_layer(layer.path, digest, size, mode=layer.mode, mtime=layer.mtime)
+            )
+        config = documents.model_config(described)
+        manifest = documents.model_manifest(self.described(repository, config), described)
+        return self._pushed(repository, tag, manifest, [str(number) for number in range(len(layers))])
+
     def image(
         self, repository: str = "lab/busybox", tag: str = "v1", files: Mapping[str, bytes] | None = None
     ) -> Pushed:
@@ -82,12 +116,31 @@ class Push:
     def blob(self, repository: str, content: Content) -> str:
         """Pushes a blob; its digest."""
         if isinstance(content, Generated):
-            return self._stored(repository, content)
+            return str(self.stored(repository, content.blocks())["digest"])
         digest = digest_of(content)
         _, place = self._ask("POST", f"/v2/{repository}/blobs/uploads/", repository, expect=202)
         path = f"{place}{'&' if '?' in place else '?'}digest={digest}"
         self._ask("PUT", path, repository, content, "application/octet-stream", expect=201)
         return digest
+
+    def stored(self, repository: str, blocks: Iterable[bytes]) -> Document:
+        """As `described`, of what `blocks` gives: written as docker-registry's filesystem driver does, the bytes once, a link
+        from the repository."""
+        self._storage.mkdir(parents=True, exist_ok=True)
+        unfinished = self._storage / f"lab-{secrets.token_hex(8)}"
+        summed, size = hashlib.sha256(), 0
+        with unfinished.open("wb", buffering=0) as file:
+            for block in blocks:
+                summed.update(block)
+                size += file.write(block)
+        digest = summed.hexdigest()
+        blob = self._storage / "blobs/sha256" / digest[:2] / digest
+        blob.mkdir(parents=True, exist_ok=True)
+        unfinished.rename(blob / "data")
+        link = self._storage / "repositories" / repository / "_layers/sha256" / digest / "link"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.write_text(f"sha256:{digest}")
+        return {"digest": f"sha256:{digest}", "size": size}
 
     def manifest(
         self, repository: str, tag: str, manifest: Document | bytes, media_type: str = documents.MANIFEST
@@ -133,21 +186,3 @@ class Push:
         if self._basic:
             return {"Authorization": f"Basic {base64.b64encode(':'.join(self._basic).encode()).decode()}"}
         return {}
-
-    def _stored(self, repository: str, content: Generated) -> str:
-        """Writes a blob as docker-registry's filesystem driver does: the bytes once, a link from the repository."""
-        self._storage.mkdir(parents=True, exist_ok=True)
-        unfinished = self._storage / f"lab-{content.seed}-{content.size}-{os.getpid()}"
-        summed = hashlib.sha256()
-        with unfinished.open("wb", buffering=0) as file:
-            for block in content.blocks():
-                summed.update(block)
-                file.write(block)
-        digest = summed.hexdigest()
-        blob = self._storage / "blobs/sha256" / digest[:2] / digest
-        blob.mkdir(parents=True, exist_ok=True)
-        unfinished.rename(blob / "data")
-        link = self._storage / "repositories" / repository / "_layers/sha256" / digest / "link"
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.write_text(f"sha256:{digest}")
-        return f"sha256:{digest}"

@@ -125,7 +125,7 @@ def scene(folder: Path, *, deadline: float = 20.0) -> Iterator[Scene]:
         made.target.mkdir(parents=True)
         made.open_gate(deadline)
         life.callback(made.end_gate)
-        made.backend.adopt([])
+        made.backend.serve([])
         life.callback(made.backend.close_door)
         made.note = made.backend.mount(volume, made.target)
         life.callback(mounts.unmount, made.target, detach=True)

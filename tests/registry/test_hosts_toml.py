@@ -144,6 +144,8 @@ def test_root_keys_belong_to_the_server() -> None:
         '[host]\n"https://x" = 5',
         '[host."ftp://x"]',
         '[host."https://x"]\ncapabilities = ["fly"]',
+        '[host."http://[::1"]',
+        "a = " + "[" * 5000,
     ],
 )
 def test_a_malformed_file_is_named(text: str) -> None:

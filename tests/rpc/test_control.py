@@ -78,9 +78,12 @@ class InMemory:
         self._note("report", reference)
         return Report(NODE, (VOLUME, replace(VOLUME, waiting=(), consumers=())))
 
-    def mount(self, reference: str, directory: Path) -> VolumeReport:
+    def mount(
+        self, reference: str, directory: Path, cancelled: Callable[[], bool]
+    ) -> Iterator[Progress | VolumeReport]:
         self._note("mount", reference, directory)
-        return VOLUME
+        yield STEP
+        yield VOLUME
 
     def unmount(self, directory: Path) -> None:
         self._note("unmount", directory)
@@ -117,7 +120,7 @@ def client(operator: InMemory, tmp_path: Path) -> Iterator[ControlClient]:
 def test_values_come_back_as_they_were_given(client: ControlClient, operator: InMemory) -> None:
     report = client.report()
     assert report == Report(NODE, (VOLUME, replace(VOLUME, waiting=(), consumers=())))
-    assert client.mount("host/m:v1", Path("/mnt/a b")) == VOLUME
+    assert list(client.mount("host/m:v1", Path("/mnt/a b"))) == [STEP, VOLUME]
     client.unmount(Path("/mnt/a b"))
     assert client.remove("host/m") == 1 << 50
     client.report("host/m")
@@ -132,8 +135,10 @@ def test_values_come_back_as_they_were_given(client: ControlClient, operator: In
 
 def test_names_that_are_no_unicode_are_shown_without_it(operator: InMemory, client: ControlClient) -> None:
     named = replace(VOLUME, waiting=(WaitingRead(1, "a\udcff", 0.0),), last_error="\udc80")
-    operator.mount = lambda *_: named  # type: ignore[method-assign]
-    assert client.mount("m", Path("/mnt")) == replace(named, waiting=(WaitingRead(1, "a?", 0.0),), last_error="?")
+    operator.mount = lambda *_: iter([named])  # type: ignore[method-assign]
+    assert list(client.mount("m", Path("/mnt"))) == [
+        replace(named, waiting=(WaitingRead(1, "a?", 0.0),), last_error="?")
+    ]
 
 
 def test_a_pull_tells_every_step_as_it_comes(client: ControlClient, operator: InMemory) -> None:
@@ -157,10 +162,10 @@ def test_closing_a_pull_cancels_it(client: ControlClient, operator: InMemory) ->
 def test_pulls_leave_threads_for_others(
     client: ControlClient, operator: InMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pulls = [client.pull(f"m{n}") for n in range(control._MOST_PULLS)]
+    pulls = [client.pull(f"m{n}") for n in range(control._MOST_WAITING)]
     for pull in pulls:
         next(pull)
-    with pytest.raises(Exhausted, match="16 pulls run already"):
+    with pytest.raises(Exhausted, match="16 pulls and mounts wait already"):
         next(client.pull("one/more"))
     assert client.report().node == NODE
     operator.go_on.set()

@@ -23,7 +23,7 @@ def address_option(verb: _F) -> _F:
         "--address",
         type=click.Path(path_type=Path),
         metavar="SOCK",
-        help=f"The daemon's socket [default: $MODELVOLD_ADDRESS, else {config.DEFAULT_RUN}/modelvold.sock].",
+        help=f"The daemon's socket [default: $MODELVOLD_ADDRESS, else {config.DEFAULT_RUN}/modelvold.sock, or one's own].",
     )(verb)
 
 

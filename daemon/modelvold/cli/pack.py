@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from contextlib import ExitStack
@@ -32,7 +33,7 @@ _LATER = "--push is needed: writing a layout to disk (--output) comes with a lat
     "file",
     type=click.Path(path_type=Path),
     metavar="F",
-    help=f"Settings, of which `[registry]` is used [default: {config.DEFAULT_FILE}, if it is there].",
+    help=f"Settings, of which `[registry]` is used [default: {config.DEFAULT_FILE}, or a user's own, if it is there].",
 )
 def pack(folder: Path, ref: str, push: bool, name: str | None, file: Path | None) -> None:
     """Pack the files of DIR as a ModelPack artifact, each one a raw layer.
@@ -49,7 +50,7 @@ def pack(folder: Path, ref: str, push: bool, name: str | None, file: Path | None
     from modelvold.registry.hosts import Hosts
 
     reference = Reference.parse(ref)
-    settings = config.load(file)
+    settings = config.load(file, for_user=os.geteuid() != 0)
     with ExitStack() as stack:
         packed = pack_folder(folder, name or reference.repository.path.rpartition("/")[2], _hashing(stack))
         stack.close()

@@ -18,14 +18,15 @@ _PATH = click.Path(path_type=Path)
 @click.option("--root", type=_PATH, metavar="DIR", help="Where models are kept; overrides `[store] root`.")
 @click.option("--run", type=_PATH, metavar="DIR", help=f"Where mounts and socket are [default: {config.DEFAULT_RUN}].")
 @click.option("--address", type=_PATH, metavar="SOCK", help="The socket [default: modelvold.sock in the run folder].")
-def serve(file: Path | None, root: Path | None, run: Path | None, address: Path | None) -> int:
-    """Run the daemon until SIGTERM or SIGINT. Needs root.
+@click.option("--user", is_flag=True, help="For one user, in that user's own (XDG) folders and without containerd.")
+def serve(file: Path | None, root: Path | None, run: Path | None, address: Path | None, user: bool) -> int:
+    """Run the daemon until SIGTERM or SIGINT. Needs root, unless it is for one --user.
 
     Mounts stay when it ends, and complete models are read without it.
     """
     from modelvold.cli.logs import configure
 
-    settings = config.load(file, root=root, run=run, address=address)
+    settings = config.load(file, root=root, run=run, address=address, for_user=user)
     configure(settings.log)
     from modelvold.serve import run as run_daemon
 

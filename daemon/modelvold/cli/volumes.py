@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
+from collections.abc import Iterator
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -12,7 +13,7 @@ import click
 from modelvold.cli import show
 from modelvold.cli.asking import address_option, as_json, client
 from modelvold.errors import Unreachable
-from modelvold.lending.report import Progress
+from modelvold.lending.report import Progress, VolumeReport
 
 _DIRECTORY = click.Path(path_type=Path)
 
@@ -24,13 +25,33 @@ _DIRECTORY = click.Path(path_type=Path)
 def mount(ref: str, directory: Path, address: Path | None) -> None:
     """Show the model REF in DIR, read-only.
 
-    Returns when the tree is there; bytes come when they are read, and ahead of that.
+    Returns when the tree is there. With the backend `lazy` bytes come when they are read, and ahead of that; with others
+    all of them are fetched first: Ctrl-C ends the wait, and the fetching goes on.
     """
-    with client(address) as daemon:
-        volume = daemon.mount(ref, directory.absolute())
+    with client(address) as daemon, closing(daemon.mount(ref, directory.absolute())) as steps:
+        volume = _volume(steps)
+    if volume is None:
+        raise Unreachable(f"{ref}: the daemon ended the mount before it was done", "see its log, and mount again")
     click.echo(
         f"{show.one_line(volume.reference)}: {show.size(volume.size)} at {directory} ({volume.backend})", err=True
     )
+
+
+def _volume(steps: Iterator[Progress | VolumeReport]) -> VolumeReport | None:
+    """What is mounted at last; how far it is meanwhile goes where a pull's progress goes."""
+    volumes: list[VolumeReport] = []
+
+    def waiting() -> Iterator[Progress]:
+        for step in steps:
+            if isinstance(step, Progress):
+                yield step
+            else:
+                volumes.append(step)
+
+    rest = waiting()
+    for first in rest:  # nothing is shown where nobody has to wait
+        _told(chain([first], rest), json_=False)
+    return volumes[0] if volumes else None
 
 
 @click.command(epilog="Example: modelvold umount /mnt/llama")
@@ -61,12 +82,17 @@ def pull(ref: str, json_: bool, address: Path | None) -> None:
     Exit status 0 says that all of them are. Ctrl-C ends the wait; what has arrived stays.
     """
     with client(address) as daemon, closing(daemon.pull(ref)) as steps:
-        last = _bar(steps) if sys.stderr.isatty() and not json_ else _lines(steps, json_)
+        last = _told(steps, json_=json_)
     if last is None or not last.done:
         raise Unreachable(f"{ref}: the daemon ended the pull before it was done", "see its log, and pull again")
 
 
-def _lines(steps: Generator[Progress, None, None], json_: bool) -> Progress | None:
+def _told(steps: Iterator[Progress], *, json_: bool) -> Progress | None:
+    """Shows every step; the last one."""
+    return _bar(steps) if sys.stderr.isatty() and not json_ else _lines(steps, json_)
+
+
+def _lines(steps: Iterator[Progress], json_: bool) -> Progress | None:
     last = None
     for last in steps:
         click.echo(as_json(last) if json_ else show.step(last), err=not json_)
@@ -74,7 +100,7 @@ def _lines(steps: Generator[Progress, None, None], json_: bool) -> Progress | No
     return last
 
 
-def _bar(steps: Generator[Progress, None, None]) -> Progress | None:
+def _bar(steps: Iterator[Progress]) -> Progress | None:
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar

@@ -1,4 +1,4 @@
-"""The lending desk: volumes opened, mounted, made complete, given back.
+"""The lending desk: volumes opened, mounted, given back.
 
 A volume is *used* by snapshots, by folders where an operator placed it, and by processes that have its files open. Only an unused
 one is unmounted or removed; who uses it is named.
@@ -15,13 +15,15 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from typing import Self
 
-from modelvold.errors import InUse, InvalidInput, Mismatch, NotFound, NotYet, Refused, Unreachable
+from modelvold.errors import InUse, InvalidInput, Mismatch, NotFound, NotYet, Refused
 from modelvold.fetch.fetcher import Fetcher
+from modelvold.lending.completing import Completing
+from modelvold.lending.pulls import LOOK, Pulls
 from modelvold.lending.rates import Rates
 from modelvold.lending.report import Progress
-from modelvold.linux import mounts
 from modelvold.linux.holders import holders
 from modelvold.mount.backend import Volume
+from modelvold.mount.places import Places
 from modelvold.mount.table import MountTable
 from modelvold.oci.digest import Digest
 from modelvold.oci.document import Manifest
@@ -33,41 +35,55 @@ from modelvold.volume.opener import Opener, volume_id
 
 log = logging.getLogger(__name__)
 
-#: Openings under way; each is documents and small files only.
+#: Openings under way; each is documents, headers and small files only.
 _OPENERS = 8
-_LOOK = 0.2
+#: Seconds that a consumer of a volume waits while it is mounted again, where that takes more than a mount.
+_PATIENCE = 1.0
 
 
 class Lending:
     """`prefetch`: whether a volume's bytes are fetched ahead of being read. `stall`: seconds without a byte after which a pull ends."""
 
     def __init__(
-        self, store: Store, opener: Opener, fetcher: Fetcher, table: MountTable, *, prefetch: bool, stall: float
+        self,
+        store: Store,
+        opener: Opener,
+        fetcher: Fetcher,
+        table: MountTable,
+        places: Places,
+        *,
+        prefetch: bool,
+        stall: float,
     ) -> None:
         self._store = store
         self._opener = opener
         self._fetcher = fetcher
         self._table = table
+        self._places = places
         self._is_prefetching = prefetch
-        self._stall = stall
         self._users_of: Callable[[str], Sequence[str]] = lambda _: ()
-        self._lock = threading.Lock()  # guards the three tables below
+        self._lock = threading.Lock()  # guards the two tables below
         self._rows: dict[str, VolumeRow] = {}
-        self._opening: dict[str, Future[str]] = {}
-        self._pulling: dict[str, int] = {}
+        self._opening: dict[str, Future[VolumeRow]] = {}
+        self._placing = threading.Lock()  # guards that a folder is taken once: held over making one mount or link
         self._openers = ThreadPoolExecutor(_OPENERS, thread_name_prefix="open")
         self.rates = Rates(store.contents)
+        self._pulls = Pulls(store, fetcher, self.rates, stall=stall)
+        self._completing = Completing(self._complete, self._pulls.progress)
 
     def __enter__(self) -> Self:
         self._rows = {row.id: row for row in self._store.catalog.volumes()}
         self._table.adopt([self.volume(row) for row in self._rows.values()])
         self._forget_lost_places()
         self.rates.__enter__()
+        self._completing.__enter__()
         for volume in self._table.mounted():
             self._start_prefetch(volume)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._opener.close()
+        self._completing.__exit__(*_)
         self.rates.__exit__(*_)
         self._openers.shutdown(wait=True, cancel_futures=True)
 
@@ -80,26 +96,27 @@ class Lending:
     def open(self, repository: Repository, original: Digest, reference: str, wait: float) -> str:
         """The volume's id, opened and mounted, or NotYet after `wait` seconds, and the work goes on."""
         self._store.check()
-        volume = volume_id(repository, original)
-        with self._lock:
-            opening = self._opening.get(volume)
-            if opening is None:
-                opening = self._openers.submit(self._open, repository, original, reference)
-                self._opening[volume] = opening
-                opening.add_done_callback(lambda _: self._opened(volume))
+        until = time.monotonic() + wait
         try:
-            return opening.result(wait)
+            row = self._begin_to_open(repository, original, reference).result(wait)
         except FutureTimeoutError:
             raise NotYet(
                 f"model {reference}: still being opened after {wait:g} s",
                 "the work goes on: pull again, see `modelvold status`",
             ) from None
+        if self._table.is_lazy or self._table.is_mounted(row.id):
+            self.mounted(row.id)
+        else:
+            self._completing.wait(row, max(0.0, until - time.monotonic()))
+        return row.id
 
     def mounted(self, volume_id: str) -> Path:
         with self._lock:
             row = self._rows.get(volume_id)
         if row is None:
             raise NotFound(f"volume {volume_id}: not in the store", "remove the image and pull it again")
+        if not (self._table.is_lazy or self._table.is_mounted(volume_id)):
+            self._completing.wait(row, _PATIENCE)
         volume = self.volume(row)
         path = self._table.ensure(volume)
         self._start_prefetch(volume)
@@ -113,30 +130,35 @@ class Lending:
 
     # -- for operators (rpc.control's Operator, with `report` beside it)
 
-    def mount(self, reference: str, directory: Path) -> VolumeRow:
-        """Shows a model at `directory`, an existing folder. Raises InvalidInput, Refused, and whatever opening raises."""
+    def mount(self, reference: str, directory: Path, cancelled: Callable[[], bool]) -> Iterator[Progress | VolumeRow]:
+        """Shows a model at `directory`, an existing folder. Where its bytes must be here first, a Progress now and then until
+        they are; then what is shown, unless it was `cancelled`. Raises InvalidInput, Refused, and whatever opening raises."""
         asked = Reference.parse(reference)
-        if not directory.is_absolute() or not directory.is_dir() or directory.resolve() != directory:
-            raise InvalidInput(
-                f"directory {directory}: not an existing folder named by its real, absolute path", "create it first"
-            )
-        if str(directory) in self._store.catalog.placed() or directory.is_mount():
-            raise Refused(f"directory {directory}: something is mounted there", f"`modelvold umount {directory}` first")
+        self._check_place(directory)
         row = self._resolve_and_open(asked)
-        path = self.mounted(row.id)
-        mounts.bind_readonly(path, directory)
-        self._store.catalog.place(str(directory), row.id)
+        if not (self._table.is_lazy or self._table.is_mounted(row.id)):
+            work = self._completing.start(row)
+            last = None
+            while not work.done():
+                if cancelled():
+                    return
+                if (step := self._pulls.progress(row)) != last:
+                    yield step
+                last = step
+                time.sleep(LOOK)
+            work.result()
+        self._place(row, self.mounted(row.id), directory)
         log.info("place volume=%s directory=%s", row.id, directory)
-        return row
+        yield row
 
     def unmount(self, directory: Path) -> None:
         volume = self._store.catalog.placed().get(str(directory))
         if volume is None:
             raise NotFound(f"directory {directory}: no model is mounted there by modelvold", "see `modelvold status`")
         try:
-            mounts.unmount(directory)
+            self._places.hide(directory)
         except OSError as error:
-            if directory.is_mount():
+            if self._places.is_taken(directory):
                 raise InUse(
                     f"directory {directory}: {error.strerror}", "end the programs that have files of it open"
                 ) from error
@@ -147,14 +169,7 @@ class Lending:
 
     def pull(self, reference: str, cancelled: Callable[[], bool]) -> Iterator[Progress]:
         """Makes every byte present, durable and verified; the last Progress is done. Raises what keeps it from that."""
-        row = self._resolve_and_open(Reference.parse(reference))
-        with self._lock:
-            self._pulling[row.id] = self._pulling.get(row.id, 0) + 1
-        try:
-            yield from self._pull(row, cancelled)
-        finally:
-            with self._lock:
-                self._pulling[row.id] -= 1
+        yield from self._pulls.run(self._resolve_and_open(Reference.parse(reference)), cancelled)
 
     def remove(self, reference: str) -> int:
         """Forgets a model and frees its bytes. Raises NotFound, or InUse naming who uses it. Returns the bytes freed."""
@@ -162,6 +177,7 @@ class Lending:
         if not rows:
             raise NotFound(f"model {reference}: not in the store", "see `modelvold status`")
         for row in rows:
+            self._completing.cancel(row)
             self._check_unused(row)
         return sum(self._remove(row) for row in rows)
 
@@ -188,7 +204,7 @@ class Lending:
     def users(self, volume: str) -> list[str]:
         """Who keeps a volume: snapshots by key, folders by path, pulls."""
         placed = [f"folder {where}" for where, what in self._store.catalog.placed().items() if what == volume]
-        pulling = ["a pull"] if self._pulling.get(volume) else []
+        pulling = ["a pull"] if self._pulls.is_running(volume) else []
         return [f"snapshot {key}" for key in self._users_of(volume)] + placed + pulling
 
     # -- how
@@ -197,10 +213,49 @@ class Lending:
         manifest = self._opener.resolve(asked)
         return self._ensure_open(asked.repository, manifest, str(asked))
 
-    def _open(self, repository: Repository, original: Digest, reference: str) -> str:
-        row = self._ensure_open(repository, self._opener.document(repository, original), reference)
-        self.mounted(row.id)
-        return row.id
+    def _begin_to_open(self, repository: Repository, original: Digest, reference: str) -> Future[VolumeRow]:
+        volume = volume_id(repository, original)
+        with self._lock:
+            opening = self._opening.get(volume)
+            if opening is None:
+                opening = self._openers.submit(self._open, repository, original, reference)
+                self._opening[volume] = opening
+                opening.add_done_callback(lambda _: self._opened(volume))
+        return opening
+
+    def _open(self, repository: Repository, original: Digest, reference: str) -> VolumeRow:
+        return self._ensure_open(repository, self._opener.document(repository, original), reference)
+
+    def _complete(self, row: VolumeRow, cancelled: Callable[[], bool]) -> None:
+        """See Completing."""
+        for _ in self._pulls.run(row, cancelled):
+            pass
+        if not cancelled():
+            volume = self.volume(row)
+            self._table.make_ready(volume)
+            self._table.ensure(volume)
+
+    def _check_place(self, directory: Path) -> None:
+        if str(directory) in self._store.catalog.placed() or self._places.is_taken(directory):
+            raise Refused(f"directory {directory}: something is mounted there", f"`modelvold umount {directory}` first")
+        if not directory.is_absolute() or not directory.is_dir() or directory.resolve() != directory:
+            raise InvalidInput(
+                f"directory {directory}: not an existing folder named by its real, absolute path", "create it first"
+            )
+
+    def _place(self, row: VolumeRow, path: Path, directory: Path) -> None:
+        """Recorded first: what is recorded and not shown is forgotten at the next start, what is shown and not recorded would
+        be nobody's to take away."""
+        with self._placing:
+            self._check_place(directory)
+            self._store.catalog.place(str(directory), row.id)
+            try:
+                self._places.show(path, directory)
+            except OSError as error:
+                self._store.catalog.unplace(str(directory))
+                raise InvalidInput(
+                    f"directory {directory}: {error.strerror}", "it must be an empty folder that you may write"
+                ) from error
 
     def _ensure_open(self, repository: Repository, manifest: Manifest, reference: str) -> VolumeRow:
         """The volume's row, made if it is new. Single flight by the lock of its own: two openings of one model are rare and short."""
@@ -240,42 +295,6 @@ class Lending:
                 ]
             )
 
-    def _pull(self, row: VolumeRow, cancelled: Callable[[], bool]) -> Iterator[Progress]:
-        contents = self.contents(row)
-        for content in contents:
-            content.last_error = None
-        self._fetcher.prefetch([content for content in contents if not content.is_durable])
-        best, since = -1, time.monotonic()
-        while not cancelled():
-            step = self._progress(row, contents)
-            yield step
-            if step.done:
-                return
-            self._store.check()
-            if step.present + step.verified > best:
-                best, since = step.present + step.verified, time.monotonic()
-            self._check_pull(row, contents, time.monotonic() - since)
-            time.sleep(_LOOK)
-
-    def _progress(self, row: VolumeRow, contents: Sequence[Content]) -> Progress:
-        present, durable = sum(c.present for c in contents), sum(c.durable for c in contents)
-        verified = sum(c.verified for c in contents)
-        is_done = all(c.is_durable and c.is_verified for c in contents)
-        return Progress(row.reference, row.size, present, durable, verified, self.rates.of(contents), is_done)
-
-    def _check_pull(self, row: VolumeRow, contents: Sequence[Content], silence: float) -> None:
-        for content in contents:
-            if content.state == "quarantined":
-                raise content.last_error or Mismatch(f"layer {content.digest}: {content.reason}")
-            is_left = content.present < content.length and not self._fetcher.is_prefetching(content)
-            if content.last_error and is_left:
-                raise content.last_error
-        if silence > self._stall:
-            error = next((c.last_error for c in contents if c.last_error), None)
-            raise error or Unreachable(
-                f"{row.reference}: no byte came for {self._stall:g} s", "see whether the registry answers"
-            )
-
     def _check_unused(self, row: VolumeRow) -> None:
         users = self.users(row.id)
         if users:
@@ -296,6 +315,7 @@ class Lending:
             needed = {number for other in self._rows.values() for number in other.contents}
         orphans = [self._store.content(number) for number in set(row.contents) - needed]
         self._fetcher.forget(orphans)
+        self._table.forget(self.volume(row))
         self._store.catalog.remove_volume(row.id)
         self._opener.image_path(row.id).unlink(missing_ok=True)
         freed = sum(self._store.remove(content) for content in orphans)
@@ -305,7 +325,7 @@ class Lending:
     def _release(self, volume: Volume) -> None:
         self._table.release(volume.id)
         needed = {content.id for other in self._table.mounted() for content in other.contents}
-        if not self._pulling.get(volume.id):
+        if not self._pulls.is_running(volume.id):
             self._fetcher.forget([content for content in volume.contents if content.id not in needed])
 
     def _release_if_closed(self, volume: Volume) -> None:
@@ -319,9 +339,8 @@ class Lending:
         return next((mounted for mounted in self._table.mounted() if mounted.id == volume), None)
 
     def _forget_lost_places(self) -> None:
-        """Folders that are no longer mounts: the machine was rebooted, or somebody unmounted them by hand."""
-        points = {entry.mount_point for entry in mounts.mountinfo()}
+        """Folders where nothing is shown any more: the machine was rebooted, or somebody unmounted them by hand."""
         for directory in self._store.catalog.placed():
-            if directory not in points:
+            if not self._places.is_taken(Path(directory)):
                 log.warning("unplace directory=%s reason='no longer mounted'", directory)
                 self._store.catalog.unplace(directory)

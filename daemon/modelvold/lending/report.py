@@ -22,7 +22,7 @@ class VolumeReport:
     id: str
     reference: str
     manifest: str
-    state: str  # lazy | complete | verified | quarantined | failing
+    state: str  # lazy | fetching | complete | verified | quarantined | failing
     backend: str
     path: str
     size: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,7 @@ from modelvold.lending.report import NodeReport, Report, VolumeReport, WaitingRe
 from modelvold.mount.gate import Gate
 from modelvold.mount.table import MountTable
 from modelvold.store.catalog import VolumeRow
+from modelvold.store.segment import Segment
 from modelvold.store.store import Store
 
 
@@ -25,7 +27,7 @@ class Status:
         store: Store,
         lending: Lending,
         table: MountTable,
-        gate: Gate,
+        gate: Gate | None,
         *,
         facade: str,
         prefetch: bool,
@@ -71,13 +73,14 @@ class Status:
             segments_complete=sum(segment.is_complete for segment in segments),
             rate=rate,
             eta=(row.size - present) / rate if rate > 0 else -1.0,
-            waiting=tuple(
-                WaitingRead(read.pid, _command(read.pid), time.monotonic() - read.since)
-                for read in self._gate.waiting(segments)
-            ),
+            waiting=self._waiting(segments),
             consumers=tuple(self._lending.users(row.id)),
             last_error=errors[0] if errors else "",
         )
+
+    def _waiting(self, segments: Sequence[Segment]) -> tuple[WaitingRead, ...]:
+        reads = self._gate.waiting(segments) if self._gate else []
+        return tuple(WaitingRead(read.pid, _command(read.pid), time.monotonic() - read.since) for read in reads)
 
     def _state(self, row: VolumeRow) -> str:
         contents = self._lending.contents(row)
@@ -87,7 +90,9 @@ class Status:
             return "failing"
         if all(content.is_verified for content in contents):
             return "verified"
-        return "complete" if all(content.is_durable for content in contents) else "lazy"
+        if all(content.is_durable for content in contents):
+            return "complete"
+        return "lazy" if self._table.is_lazy else "fetching"
 
     def _node(self) -> NodeReport:
         disk = shutil.disk_usage(self._store.root)
@@ -104,9 +109,9 @@ class Status:
             uptime=time.monotonic() - self._started,
             facade=self._facade,
             prefetch=self._prefetch,
-            events=self._gate.events,
-            reads_denied=self._gate.denied,
-            last_error=self._gate.last_error,
+            events=self._gate.events if self._gate else 0,
+            reads_denied=self._gate.denied if self._gate else 0,
+            last_error=self._gate.last_error if self._gate else "",
         )
 
 

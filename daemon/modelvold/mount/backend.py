@@ -1,4 +1,4 @@
-"""The seam behind which a volume is shown: `lazy` today; others take the same four questions."""
+"""The seam behind which a volume is shown: `lazy`, `complete` or `directory`, each of which answers the same questions."""
 
 from __future__ import annotations
 
@@ -30,14 +30,33 @@ class Volume:
         return sum(content.length for content in self.contents)
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A volume that a former daemon may have left shown at `target`; `note` is what `mount` returned for it then."""
+
+    volume: Volume
+    target: Path
+    note: str
+
+
 class Backend(Protocol):
+    """`is_lazy`: whether a volume may be shown before its bytes are here. Where not, all of them are verified before
+    `make_ready` is called."""
+
     name: str
+    is_lazy: bool
+
+    def adopt(self, known: Sequence[Known]) -> Sequence[Volume]:
+        """Once, before anything is mounted. The volumes that are still shown, and from now on served again."""
+
+    def make_ready(self, volume: Volume) -> None:
+        """What takes its time, so that `mount` is quick; no lock is held. May be called again. Raises Failure."""
 
     def mount(self, volume: Volume, target: Path) -> str:
         """Shows `volume` at `target`, an empty folder. Returns what `adopt` will need to know after a restart. Raises OSError."""
 
     def unmount(self, volume: Volume, target: Path, others: Sequence[Volume]) -> None:
-        """Takes it away; `others` are still mounted. Raises OSError(EBUSY) while it is in use."""
+        """Takes it away; `target` is an empty folder again. `others` are still mounted. Raises OSError(EBUSY) while it is in use."""
 
-    def adopt(self, mounted: Sequence[tuple[Volume, str]]) -> None:
-        """Serves again what a former daemon mounted: each volume with what `mount` returned for it then."""
+    def forget(self, volume: Volume) -> None:
+        """The volume leaves the store. It is not mounted."""

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modelvold.linux import mounts
-from modelvold.mount.backend import Volume
+from modelvold.mount import erofs
+from modelvold.mount.backend import Known, Volume
 from modelvold.mount.gate import Gate
 from modelvold.store.segment import Segment
 
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 class Lazy:
     name = "lazy"
+    is_lazy = True
 
     def __init__(self, gate: Gate, contents: Path, door: Path) -> None:
         """`contents` is the store's folder of contents, `door` where its private mount is made."""
@@ -28,8 +30,14 @@ class Lazy:
         self._door = door
         self._mount_number = ""
 
-    def adopt(self, mounted: Sequence[tuple[Volume, str]]) -> None:
-        """Silence what is durable first, then ask about everything else: no read of a present byte is asked about in vain."""
+    def adopt(self, known: Sequence[Known]) -> Sequence[Volume]:
+        found = erofs.shown(known)
+        self.serve([(each.volume, each.note) for each in found])
+        return [each.volume for each in found]
+
+    def serve(self, mounted: Sequence[tuple[Volume, str]]) -> None:
+        """Opens the door. Of what is `mounted`, each with the note its mount gave, what is durable is silenced first,
+        then everything else is asked about: no read of a present byte is asked about in vain."""
         self._open_door()
         for volume, _ in mounted:
             self._gate.watch(volume.id, volume.segments)
@@ -38,6 +46,9 @@ class Lazy:
             if opened_through != self._mount_number:
                 log.warning("adopt volume=%s reason='the store mount it was opened through is gone'", volume.id)
                 self._gate.guard_files(volume.segments)
+
+    def make_ready(self, volume: Volume) -> None:
+        """It always is."""
 
     def mount(self, volume: Volume, target: Path) -> str:
         self._gate.watch(volume.id, volume.segments)
@@ -51,6 +62,9 @@ class Lazy:
         mounts.unmount(target)
         needed = {segment.inode for other in others for segment in other.segments}
         self._gate.unwatch([segment for segment in volume.segments if segment.inode not in needed])
+
+    def forget(self, volume: Volume) -> None:
+        """The image is the store's."""
 
     def close_door(self) -> None:
         """When nothing is mounted any more."""

@@ -1,194 +1,221 @@
 """The start-up probe: what this machine has been seen to do, in a scratch folder of the store (facts: never by version number).
 
-A volume of three segments, one full, one short, one empty, is mounted for real and read by a child process, since the gate's
-process must not read a volume. Every line must hold for `lazy`; what fails is kept with what was seen.
+A small volume is mounted for real: first as the `complete` backend would, then behind a gate. What fails is kept with
+what was seen and with what would mend it, and ends the lines that build on it.
 """
 
 from __future__ import annotations
 
-import json
+import errno
 import logging
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from modelvold.errors import Failure
-from modelvold.layer.extent import CHUNK, ContentOffset, Extent
-from modelvold.layer.raw import toc_of_raw
 from modelvold.linux import mounts
-from modelvold.mount.backend import Volume
+from modelvold.mount import trial as trials
+from modelvold.mount.findings import BINDS, COMPLETE, DIRECTORY, LAZY, Findings, Line
 from modelvold.mount.gate import Gate
 from modelvold.mount.lazy import Lazy
-from modelvold.oci.digest import Digest
-from modelvold.oci.media_type import Reading
-from modelvold.store.catalog import ContentRow, SegmentRow
-from modelvold.store.content import Content
+from modelvold.mount.trial import ACROSS, BEFORE, BEYOND, EMPTY, WAITING, Trial, mapped
 from modelvold.store.segment import Segment
-from modelvold.volume.erofs import write_image
-from modelvold.volume.tree import merge
 
 log = logging.getLogger(__name__)
 
-_READER = Path(__file__).with_name("probe_reader.py")
-_SHORT = 300 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One thing tried: `is_good`, and in `seen` what was seen where it is not."""
-
-    what: str
-    is_good: bool
-    seen: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Findings:
-    lines: tuple[Line, ...]
-
-    @property
-    def is_lazy_possible(self) -> bool:
-        return all(line.is_good for line in self.lines)
-
-    @property
-    def reason(self) -> str:
-        """Why not, in one line; empty where everything holds."""
-        return "; ".join(f"{line.what}: {line.seen}" for line in self.lines if not line.is_good)
+_FILES = frozenset({DIRECTORY})
+_EROFS = frozenset({LAZY, COMPLETE})
+_GATE = frozenset({LAZY})
+_KERNEL_EROFS = "root, and Linux 6.12 or later with EROFS on files (CONFIG_EROFS_FS_BACKED_BY_FILE)"
+_KERNEL_SHORT_READS = "Linux 7.0, 6.18.44 or later, where a short read of a device file is an error"
+_KERNEL_EVENTS = "root, and Linux 6.14 or later with CONFIG_FANOTIFY_ACCESS_PERMISSIONS"
+_FILE_SYSTEM = "a store on ext4, XFS or btrfs"
+_KERNEL_WHOLE = "another kernel: this one lacks what the lazy backend rests on"
 
 
 def probe(store: Path, run: Path) -> Findings:
-    """Tries everything `lazy` rests on. Takes a few hundred milliseconds; leaves nothing behind."""
+    """Tries everything the backends rest on. Takes a few hundred milliseconds; leaves nothing behind."""
     lines: list[Line] = []
-    try:
-        with ExitStack() as life:
-            scratch = Path(life.enter_context(_scratch(store)))
-            trial = _Trial(scratch, run / f"probe-{os.getpid()}")
-            life.callback(trial.close)
-            for line in trial.lines():
-                lines.append(line)
-                if not line.is_good:
-                    break
-    except OSError as error:
-        lines.append(Line("file-backed EROFS with pre-content events", False, str(error)))
+    with _scratch(store) as scratch, _points(run) as points:
+        lines += _plain(scratch, points)
+        still = list(_still(scratch, points))
+        lines += still
+        if all(line.is_good for line in still):
+            lines += _gated(scratch, points)
     for line in lines:
         log.debug("probe what=%r good=%s seen=%r", line.what, line.is_good, line.seen)
     return Findings(tuple(lines))
 
 
 @contextmanager
-def _scratch(store: Path) -> Iterator[str]:
-    folder = tempfile.mkdtemp(prefix=".probe-", dir=store)
+def _scratch(store: Path) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix=".probe-", dir=store))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class _Trial:
-    """Bytes of the trial content are their megabyte's number plus one, so that a zero or a neighbour's byte is seen."""
+@contextmanager
+def _points(run: Path) -> Iterator[Path]:
+    """A folder for mount points; whatever is mounted below it at the end is taken away."""
+    folder = run.resolve() / f"probe-{os.getpid()}"  # as the kernel's table will name it
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        for point in reversed([entry.mount_point for entry in mounts.mountinfo()]):
+            if point.startswith(f"{folder}/"):
+                mounts.unmount(Path(point), detach=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
-    def __init__(self, scratch: Path, run: Path) -> None:
-        self._scratch = scratch
-        self._run = run
-        self._target = run / "volume"
-        self._gate = Gate(self, deadline=5)
-        self._is_gate_open = False
-        extents = tuple(Extent(ContentOffset(n * CHUNK), ContentOffset((n + 1) * CHUNK)) for n in range(4))
-        row = ContentRow(0, Digest.of(b"probe"), Reading.RAW, "probe", 4 * CHUNK, "unverified", "")
-        self._content = Content(scratch, row, (SegmentRow(n, extent, None) for n, extent in enumerate(extents)))
-        image = write_image(merge([toc_of_raw("probe", 4 * CHUNK, 0o444, 0)]), [extents])
-        self._image = scratch / "probe.erofs"
-        self._image.write_bytes(image.bytes)
-        self._volume = Volume("probe", self._image, image.uuid, (self._content,))
-        self._backend = Lazy(self._gate, scratch / "content", run / "store")
+
+def _line(what: str, needed_by: frozenset[str], mend: str, attempt: Callable[[], str | None]) -> Line:
+    """`attempt` gives what was wrong, or nothing; an OSError is what was wrong."""
+    try:
+        seen = attempt() or ""
+    except OSError as error:
+        seen = error.strerror or str(error)
+        if error.errno == errno.ENOTBLK:  # EROFS on files knows the files, but not their file system
+            mend = _FILE_SYSTEM
+    return Line(what, not seen, needed_by, seen, mend)
+
+
+def _until_bad(lines: Iterator[Line]) -> Iterator[Line]:
+    for line in lines:
+        yield line
+        if not line.is_good:
+            return
+
+
+def _plain(scratch: Path, points: Path) -> Iterator[Line]:
+    def linked() -> None:
+        (scratch / "a").touch()
+        (scratch / "b").hardlink_to(scratch / "a")
+
+    yield _line("hard links in the store", _FILES, "a store on a file system of Linux's own", linked)
+    yield _line(BINDS, frozenset(), "root", lambda: mounts.bind_readonly(scratch, _made(points / "bind")))
+
+
+def _still(scratch: Path, points: Path) -> Iterator[Line]:
+    """EROFS over ordinary files that nobody fills."""
+    trial = Trial(_made(scratch / "still"))
+    target = _made(points / "still")
+
+    def mounted() -> None:
+        mounts.mount_erofs(trial.volume.image, [segment.path for segment in trial.content.segments], target)
+
+    def steps() -> Iterator[Line]:
+        yield _line("EROFS on files", _EROFS, _KERNEL_EROFS, mounted)
+        yield _line(
+            "read across two segments", _EROFS, _KERNEL_SHORT_READS, lambda: trials.look(target, [ACROSS], ["ok"])
+        )
+        looks = [BEYOND, mapped(BEYOND), BEYOND, EMPTY, BEFORE]
+        yield _line(
+            "no zeros beyond a segment's end",
+            _EROFS,
+            _KERNEL_SHORT_READS,
+            lambda: trials.look(target, looks, ["EIO", "SIGBUS", "EIO", "EIO", "ok"]),
+        )
+
+    yield from _until_bad(steps())
+
+
+def _gated(scratch: Path, points: Path) -> Iterator[Line]:
+    """EROFS behind a gate; the same mount with the gate gone, and with another one."""
+    scene = _Gated(scratch / "gated", points / "gated")
+    try:
+        yield from _until_bad(scene.lines())
+    finally:
+        scene.close()
+
+
+class _Gated:
+    """The probe is its own bringer of bytes (mount.port.Bytes)."""
+
+    def __init__(self, scratch: Path, points: Path) -> None:
+        self._trial = Trial(_made(scratch))
+        self._contents = scratch / "content"
+        self._door = points / "store"
+        self._target = _made(points / "volume")
+        self._gate: Gate | None = None
+        self._note = ""
 
     def demand(self, segment: Segment) -> None:
-        """The probe is its own bringer of bytes."""
-        if segment.number < 3:
-            self._fill(segment, segment.length)
-            self._gate.on_grown(segment)
+        gate = self._gate
+        if gate is None or segment is self._trial.waiting:
+            return
+        if segment is self._trial.empty:
+            gate.on_failed([segment], Failure("probe: left missing on purpose"))
         else:
-            self._gate.on_failed([segment], Failure("probe: left missing on purpose"))
+            trials.fill(segment, segment.length)
+            gate.on_grown(segment)
 
     def release(self, segment: Segment) -> None:
         pass
 
     def lines(self) -> Iterator[Line]:
-        self._content.folder().mkdir(parents=True)
-        self._target.mkdir(parents=True)
-        for segment in self._content.segments:
-            segment.path.touch(0o600)
-            segment.inode = segment.path.stat().st_ino
-        full, second, short, _ = self._content.segments
-        self._fill(full, full.length)
-        self._fill(second, second.length)
-        self._fill(short, _SHORT)
-        try:
-            self._gate.__enter__()
-        except OSError as error:
-            yield Line("fanotify pre-content events", False, str(error))
-            return
-        self._is_gate_open = True
-        try:
-            self._backend.adopt([])
-            opened_through = self._backend.mount(self._volume, self._target)
-        except OSError as error:
-            yield Line("file-backed EROFS behind a marked mount", False, str(error))
-            return
-        yield Line("file-backed EROFS behind a marked mount", True)
-        yield self._expect("read across two segments", [("read", CHUNK - 4096, 8192)], ["ok"])
-        yield self._expect(
-            "a denied read is EIO, mapped SIGBUS",
-            [("read", 3 * CHUNK, 4096), ("map", 3 * CHUNK, 4096)],
-            ["EIO", "SIGBUS"],
-        )
-        self._gate.__exit__(None, None, None)
-        self._is_gate_open = False
-        beyond = 2 * CHUNK + _SHORT + (256 << 10)
-        asked = [
-            ("read", beyond, 4096),
-            ("map", beyond, 4096),
-            ("read", beyond, 4096),
-            ("read", 3 * CHUNK, 4096),
-            ("read", 2 * CHUNK, 4096),
-        ]
-        yield self._expect("beyond a segment's end is EIO, never zeros", asked, ["EIO", "SIGBUS", "EIO", "EIO", "ok"])
-        self._gate = Gate(self, deadline=5)
-        self._gate.__enter__()
-        self._is_gate_open = True
-        Lazy(self._gate, self._scratch / "content", self._run / "store").adopt([(self._volume, opened_through)])
-        yield self._expect(
-            "missing bytes are asked for, and a new gate serves the same mount",
-            [("read", beyond, 4096), ("map", beyond, 4096)],
-            ["ok", "ok"],
-        )
-        before = self._gate.events
-        yield Line("the kernel raised events", before > 0, f"{before} events")
+        yield _line("fanotify pre-content events", _GATE, _KERNEL_EVENTS, self._open_gate)
+        yield _line("pre-content events of the store's file system", _GATE, _FILE_SYSTEM, self._mount)
+        yield self._see("a denied read is an error", [EMPTY, mapped(EMPTY)], ["EIO", "SIGBUS"])
+        yield _line("a killed reader leaves no zeros", _GATE, _KERNEL_SHORT_READS, self._kill_a_reader)
+        self._close_gate()
+        yield self._see("missing bytes without a gate are errors", [BEYOND, mapped(BEYOND)], ["EIO", "SIGBUS"])
+        yield _line("a new gate on the same mount", _GATE, _KERNEL_WHOLE, self._open_again)
+        yield self._see("missing bytes are asked for", [BEYOND, mapped(BEYOND)], ["ok", "ok"])
 
     def close(self) -> None:
-        """Readers first, then mounts, then the gate: nothing is asked that nobody answers."""
-        for point in (self._target, self._run / "store"):
-            if point.is_dir() and str(point) in {entry.mount_point for entry in mounts.mountinfo()}:
+        """Mounts first, then the gate: nothing is asked that nobody answers."""
+        for point in (self._target, self._door):
+            with suppress(OSError):
                 mounts.unmount(point, detach=True)
-        if self._is_gate_open:
-            self._gate.__exit__(None, None, None)
-        shutil.rmtree(self._run, ignore_errors=True)
+        self._close_gate()
 
-    def _fill(self, segment: Segment, length: int) -> None:
-        with segment.writer() as writer:
-            writer.append(memoryview(bytes([segment.number + 1]) * (length - segment.present)))
+    def _open_gate(self) -> None:
+        gate = Gate(self, deadline=5)
+        gate.__enter__()
+        self._gate = gate
 
-    def _expect(self, what: str, asked: list[tuple[str, int, int]], expected: list[str]) -> Line:
-        command = [sys.executable, "-I", "-S", str(_READER), str(self._target / "probe"), json.dumps(asked)]
-        try:
-            answer = subprocess.run(command, capture_output=True, timeout=20, check=True, text=True)
-        except (subprocess.SubprocessError, OSError) as error:
-            return Line(what, False, f"the reader failed: {error}")
-        seen = json.loads(answer.stdout)
-        return Line(what, seen == expected, f"expected {expected}, saw {seen}")
+    def _close_gate(self) -> None:
+        gate, self._gate = self._gate, None
+        if gate:
+            gate.__exit__(None, None, None)
+
+    def _backend(self) -> Lazy:
+        assert self._gate  # noqa: S101 — the line before opened it
+        return Lazy(self._gate, self._contents, self._door)
+
+    def _mount(self) -> None:
+        backend = self._backend()
+        backend.serve([])
+        self._note = backend.mount(self._trial.volume, self._target)
+
+    def _open_again(self) -> None:
+        self._open_gate()
+        self._backend().serve([(self._trial.volume, self._note)])
+
+    def _kill_a_reader(self) -> str:
+        gate, segment = self._gate, self._trial.waiting
+        assert gate  # noqa: S101
+        reader = trials.start(self._target, [WAITING])
+        until = time.monotonic() + 5
+        while not (waiting := gate.waiting([segment])) and time.monotonic() < until:
+            time.sleep(0.005)
+        trials.kill(reader)
+        if not waiting:
+            return "no read of missing bytes was asked about"
+        trials.fill(segment, segment.length)
+        gate.on_grown(segment)
+        return trials.look(self._target, [WAITING, mapped(WAITING)], ["ok", "ok"])
+
+    def _see(self, what: str, looks: list[trials.Look], expected: list[str]) -> Line:
+        return _line(what, _GATE, _KERNEL_WHOLE, lambda: trials.look(self._target, looks, expected))
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from modelvold.errors import Failing, InUse
 from modelvold.linux import mounts
-from modelvold.mount.backend import Backend, Volume
+from modelvold.mount.backend import Backend, Known, Volume
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,11 @@ class MountTable:
     def backend(self) -> str:
         return self._backend.name
 
+    @property
+    def is_lazy(self) -> bool:
+        """Whether a volume may be mounted before its bytes are here."""
+        return self._backend.is_lazy
+
     def path(self, volume: str) -> Path:
         return self._folder / volume
 
@@ -50,20 +55,14 @@ class MountTable:
             return list(self._mounted.values())
 
     def adopt(self, volumes: Iterable[Volume]) -> None:
-        """Once, before anything is mounted. Volumes found mounted are served again on the same mounts."""
+        """Once, before anything is mounted. Volumes found mounted are served again on the same mounts; whatever else is
+        below our folder goes."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o755)
-        known = {str(self.path(volume.id)): volume for volume in volumes}
-        found: list[tuple[Volume, str]] = []
-        for point in self._mount_points():
-            volume = known.get(point)
-            if volume is not None and mounts.filesystem_uuid(Path(point)) == volume.uuid:
-                log.info("adopt volume=%s", volume.id)
-                found.append((volume, self._recall(volume.id)))
-            else:
-                log.warning("unmount path=%s reason='no volume of this store'", point)
-                mounts.unmount(Path(point), detach=True)
-        self._backend.adopt(found)
-        self._mounted = {volume.id: volume for volume, _ in found}
+        known = [Known(volume, self.path(volume.id), self._recall(volume.id)) for volume in volumes]
+        self._mounted = {volume.id: volume for volume in self._backend.adopt(known)}
+        for volume in self._mounted:
+            log.info("adopt volume=%s backend=%s", volume, self._backend.name)
+        self._sweep({str(self.path(volume)) for volume in self._mounted})
 
     def ensure(self, volume: Volume) -> Path:
         """Where the volume is mounted, now if it was not. Raises Failing with the kernel's words."""
@@ -102,6 +101,22 @@ class MountTable:
             target.rmdir()
         log.info("unmount volume=%s", volume)
 
-    def _mount_points(self) -> list[str]:
+    def make_ready(self, volume: Volume) -> None:
+        """What the backend must do before `ensure` is quick. All bytes are here, where it needs them."""
+        self._backend.make_ready(volume)
+
+    def forget(self, volume: Volume) -> None:
+        """It leaves the store, and is not mounted."""
+        self._backend.forget(volume)
+
+    def _sweep(self, adopted: set[str]) -> None:
         below = f"{self._folder}/"
-        return [entry.mount_point for entry in mounts.mountinfo() if entry.mount_point.startswith(below)]
+        for point in [entry.mount_point for entry in mounts.mountinfo() if entry.mount_point.startswith(below)]:
+            if point not in adopted:
+                log.warning("unmount path=%s reason='no volume of this store, or of another backend'", point)
+                mounts.unmount(Path(point), detach=True)
+        for path in self._folder.iterdir():
+            if path.is_symlink() and str(path) not in adopted:
+                path.unlink()
+            elif str(path) not in adopted:
+                path.rmdir()

@@ -80,7 +80,7 @@ def parse(document: bytes, file: Path, namespace: str) -> tuple[Host, ...]:
     """
     try:
         root = tomllib.loads(document.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput(f"{file}: not TOML: {error}", _REMEDY) from error
     mirrors = _typed(root, "host", dict, {}, str(file))
     hosts: list[Host] = []
@@ -132,7 +132,10 @@ def _has_tls(table: dict[str, Any]) -> bool:
 
 
 def _host(url: str, table: dict[str, Any], file: Path, what: str, *, mirror: bool) -> Host:
-    parts = urlsplit(url if url.startswith("http") else f"https://{url}")
+    try:
+        parts = urlsplit(url if url.startswith("http") else f"https://{url}")
+    except ValueError as error:
+        raise InvalidInput(f"{what}: {error}", _REMEDY) from error
     if parts.scheme not in {"http", "https"} or parts.query or parts.fragment:
         raise InvalidInput(f"{what}: not of the form http(s)://host[:port][/path]", _REMEDY)
     address = parts.netloc.rpartition("@")[2].lower()

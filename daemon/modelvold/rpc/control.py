@@ -7,10 +7,11 @@ operator gave and raised: class and remedy travel as trailing metadata beside th
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import threading
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import TracebackType
@@ -25,8 +26,8 @@ from modelvold.rpc.codes import answering
 from modelvold.rpc.gen import control_pb2, control_pb2_grpc
 from modelvold.rpc.server import Door
 
-#: A pull holds one of the server's threads to its end; the rest are containerd's.
-_MOST_PULLS = 16
+#: A pull or a mount holds one of the server's threads to its end; the rest are containerd's.
+_MOST_WAITING = 16
 #: Bytes; remedies are a sentence. Headers are bounded at 8 KiB, of which the text may take most.
 _LONGEST_REMEDY = 600
 _FAILURE, _REMEDY = "modelvold-failure", "modelvold-remedy-bin"
@@ -43,8 +44,11 @@ class Operator(Protocol):
     def report(self, reference: str | None) -> Report:
         """The node and every volume, or the one of `reference`."""
 
-    def mount(self, reference: str, directory: Path) -> VolumeReport:
-        """Show the model in `directory`, which is absolute and exists."""
+    def mount(
+        self, reference: str, directory: Path, cancelled: Callable[[], bool]
+    ) -> Iterator[Progress | VolumeReport]:
+        """Show the model in `directory`, which is absolute and exists; the last step is the volume. Ends early once
+        `cancelled()`."""
 
     def unmount(self, directory: Path) -> None:
         """Undo a `mount`."""
@@ -69,7 +73,7 @@ def control_door(operator: Operator) -> Door:
 class _Control(control_pb2_grpc.ControlServicer):
     def __init__(self, operator: Operator) -> None:
         self._operator = operator
-        self._pulls = threading.BoundedSemaphore(_MOST_PULLS)
+        self._waiting = threading.BoundedSemaphore(_MOST_WAITING)
 
     def Status(self, request: control_pb2.StatusRequest, context: grpc.ServicerContext) -> control_pb2.StatusResponse:  # noqa: N802
         with _telling(context, "Status"):
@@ -77,10 +81,16 @@ class _Control(control_pb2_grpc.ControlServicer):
             volumes = [control_pb2.Volume(**_plain(volume)) for volume in report.volumes]
             return control_pb2.StatusResponse(node=control_pb2.Node(**_plain(report.node)), volumes=volumes)
 
-    def Mount(self, request: control_pb2.MountRequest, context: grpc.ServicerContext) -> control_pb2.MountResponse:  # noqa: N802
-        with _telling(context, "Mount"):
-            volume = self._operator.mount(request.reference, Path(request.directory))
-            return control_pb2.MountResponse(volume=control_pb2.Volume(**_plain(volume)))
+    def Mount(  # noqa: N802
+        self, request: control_pb2.MountRequest, context: grpc.ServicerContext
+    ) -> Iterator[control_pb2.MountStep]:
+        asked = self._operator.mount(request.reference, Path(request.directory), lambda: not context.is_active())
+        with _telling(context, "Mount"), self._place(f"mount {request.reference}"), _ending(asked) as steps:
+            for step in steps:
+                if isinstance(step, Progress):
+                    yield control_pb2.MountStep(progress=control_pb2.Progress(**_plain(step)))
+                else:
+                    yield control_pb2.MountStep(volume=control_pb2.Volume(**_plain(step)))
 
     def Unmount(  # noqa: N802
         self, request: control_pb2.UnmountRequest, context: grpc.ServicerContext
@@ -90,16 +100,19 @@ class _Control(control_pb2_grpc.ControlServicer):
             return control_pb2.UnmountResponse()
 
     def Pull(self, request: control_pb2.PullRequest, context: grpc.ServicerContext) -> Iterator[control_pb2.Progress]:  # noqa: N802
-        with _telling(context, "Pull"):
-            if not self._pulls.acquire(blocking=False):
-                raise Exhausted(f"pull {request.reference}: {_MOST_PULLS} pulls run already", "wait for one to end")
-            with ExitStack() as stack:
-                stack.callback(self._pulls.release)
-                steps = self._operator.pull(request.reference, lambda: not context.is_active())
-                if isinstance(steps, Generator):
-                    stack.callback(steps.close)
-                for step in steps:
-                    yield control_pb2.Progress(**_plain(step))
+        asked = self._operator.pull(request.reference, lambda: not context.is_active())
+        with _telling(context, "Pull"), self._place(f"pull {request.reference}"), _ending(asked) as steps:
+            for step in steps:
+                yield control_pb2.Progress(**_plain(step))
+
+    @contextmanager
+    def _place(self, what: str) -> Iterator[None]:
+        if not self._waiting.acquire(blocking=False):
+            raise Exhausted(f"{what}: {_MOST_WAITING} pulls and mounts wait already", "wait for one to end")
+        try:
+            yield
+        finally:
+            self._waiting.release()
 
     def Remove(self, request: control_pb2.RemoveRequest, context: grpc.ServicerContext) -> control_pb2.RemoveResponse:  # noqa: N802
         with _telling(context, "Remove"):
@@ -130,10 +143,12 @@ class ControlClient:
             answer = self._stub.Status(control_pb2.StatusRequest(reference=reference or ""), timeout=_SHORT)
         return Report(_value(NodeReport, answer.node), tuple(_volume(volume) for volume in answer.volumes))
 
-    def mount(self, reference: str, directory: Path) -> VolumeReport:
+    def mount(self, reference: str, directory: Path) -> Generator[Progress | VolumeReport, None, None]:
+        """Every step as it comes, the volume last. Closing the generator cancels the mount, not the work begun for it."""
         request = control_pb2.MountRequest(reference=reference, directory=str(directory))
-        with self._raising(_LONG):
-            return _volume(self._stub.Mount(request, timeout=_LONG).volume)
+        with self._raising(0), closing(_Call(self._stub.Mount(request))) as call:
+            for step in call:
+                yield _volume(step.volume) if step.HasField("volume") else _value(Progress, step.progress)
 
     def unmount(self, directory: Path) -> None:
         with self._raising(_LONG):
@@ -170,6 +185,16 @@ class ControlClient:
         return Failure(f"the daemon at {self._address}: {text}", "see its log")
 
 
+@contextmanager
+def _ending(steps: Iterator[_T]) -> Iterator[Iterator[_T]]:
+    """However the iteration ends, the generator behind it ends then, and not when it is collected."""
+    try:
+        yield steps
+    finally:
+        if isinstance(steps, Generator):
+            steps.close()
+
+
 class _Call:
     """A stream of answers that `close` cancels."""
 
@@ -197,7 +222,9 @@ def _telling(context: grpc.ServicerContext, call: str) -> Iterator[None]:
 
 def _nobody(address: Path, text: str) -> Failure:
     """Why nothing answers at `address`: asked of the kernel, for gRPC's own words are for its authors."""
-    start = "start it with `systemctl start modelvold` or `modelvold serve`; another socket is named by --address"
+    own = "start your own with `modelvold serve --user`"
+    start = "start it with `systemctl start modelvold` or `modelvold serve`" if os.geteuid() == 0 else own
+    start += "; another socket is named by --address"
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.settimeout(_SHORT)
@@ -207,7 +234,7 @@ def _nobody(address: Path, text: str) -> Failure:
     except ConnectionRefusedError:
         return Unreachable(f"the daemon is not running: nobody listens at {address}", start)
     except PermissionError:
-        return Refused(f"the daemon at {address} may be asked by root alone", "run this as root")
+        return Refused(f"the daemon at {address} answers root and who runs it alone", f"run this as root, or {own}")
     except OSError as error:
         return Unreachable(f"the daemon at {address} cannot be reached: {error.strerror or error}", start)
     return Unreachable(f"the daemon at {address} broke off: {text}", "see its log; it may have been restarted")

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from modelvold.errors import NotFound
 from modelvold.layer.extent import ContentOffset, Extent
 from modelvold.oci.digest import Digest
 from modelvold.oci.media_type import Reading
@@ -16,10 +17,11 @@ from modelvold.oci.reference import Repository
 from modelvold.oci.synthetic import GivenSynthetic
 from modelvold.store.database import Database
 
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 -- The bytes of one blob, read one way, in one place of the store. `source` is the repository they came from and that alone may
--- have them, '' for the shared place of verified ones. `reason` says why a quarantined content is one.
+-- have them, '' for the shared place of verified ones. `reason` says why a quarantined content is one. `toc` is what the headers
+-- of a tar said when it was first opened (layer.toc.encode); a raw layer needs none.
 CREATE TABLE content (
   id INTEGER PRIMARY KEY AUTOINCREMENT, -- never given twice: a late record of a removed content must not hit its successor
   digest TEXT NOT NULL,
@@ -28,15 +30,18 @@ CREATE TABLE content (
   length INTEGER NOT NULL,
   state TEXT NOT NULL CHECK (state IN ('unverified', 'verified', 'quarantined')),
   reason TEXT NOT NULL DEFAULT '',
+  toc BLOB,
   UNIQUE (digest, reading, source)
 );
 -- How a content is cut, decided once. `fingerprint` is set after the segment's bytes were synced, and unset, synced, before they go.
+-- `moved`: they lie in the content's whole files, and the segment's own file is empty; set after those were synced.
 CREATE TABLE segment (
   content INTEGER NOT NULL REFERENCES content ON DELETE CASCADE,
   number INTEGER NOT NULL,
   start INTEGER NOT NULL,
   length INTEGER NOT NULL,
   fingerprint BLOB,
+  moved INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY (content, number)
 ) WITHOUT ROWID;
 -- Sources that have answered for a shared content's blob with their own credentials.
@@ -96,6 +101,7 @@ class SegmentRow:
     number: int
     extent: Extent
     fingerprint: bytes | None
+    is_moved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,18 +131,27 @@ class Catalog:
     def segments(self, content: int) -> list[SegmentRow]:
         with self._db.read() as cursor:
             rows = cursor.execute(
-                "SELECT number, start, length, fingerprint FROM segment WHERE content = ? ORDER BY number", (content,)
+                "SELECT number, start, length, fingerprint, moved FROM segment WHERE content = ? ORDER BY number",
+                (content,),
             ).fetchall()
         return [
-            SegmentRow(number, Extent(ContentOffset(start), ContentOffset(start + length)), fingerprint)
-            for number, start, length, fingerprint in rows
+            SegmentRow(number, Extent(ContentOffset(start), ContentOffset(start + length)), fingerprint, bool(moved))
+            for number, start, length, fingerprint, moved in rows
         ]
 
-    def add_content(self, digest: Digest, reading: Reading, source: str, length: int, cut: Sequence[Extent]) -> int:
+    def toc(self, content: int) -> bytes | None:
+        """What the headers of a tar said; None for other contents."""
+        with self._db.read() as cursor:
+            row = cursor.execute("SELECT toc FROM content WHERE id = ?", (content,)).fetchone()
+        return row[0] if row else None
+
+    def add_content(
+        self, digest: Digest, reading: Reading, source: str, length: int, cut: Sequence[Extent], *, toc: bytes | None
+    ) -> int:
         with self._db.write() as cursor:
             cursor.execute(
-                "INSERT INTO content (digest, reading, source, length, state) VALUES (?, ?, ?, ?, 'unverified')",
-                (str(digest), reading.value, source, length),
+                "INSERT INTO content (digest, reading, source, length, state, toc) VALUES (?, ?, ?, ?, 'unverified', ?)",
+                (str(digest), reading.value, source, length, toc),
             )
             content = cursor.lastrowid or 0
             cursor.executemany(
@@ -156,7 +171,14 @@ class Catalog:
     def unrecord(self, segments: Iterable[tuple[int, int]]) -> None:
         """Synced when this returns: only then may the bytes go."""
         with self._db.write() as cursor:
-            cursor.executemany("UPDATE segment SET fingerprint = NULL WHERE content = ? AND number = ?", segments)
+            cursor.executemany(
+                "UPDATE segment SET fingerprint = NULL, moved = 0 WHERE content = ? AND number = ?", segments
+            )
+
+    def record_moved(self, content: int, number: int) -> None:
+        """The segment's bytes are, synced, in the content's whole files: its own file may be emptied."""
+        with self._db.write() as cursor:
+            cursor.execute("UPDATE segment SET moved = 1 WHERE content = ? AND number = ?", (content, number))
 
     def set_state(self, content: int, state: str, reason: str = "") -> None:
         with self._db.write() as cursor:
@@ -195,6 +217,13 @@ class Catalog:
         for volume, content in layers:
             contents.setdefault(volume, []).append(content)
         return [_volume(row, tuple(contents.get(row[0], ()))) for row in rows]
+
+    def volume(self, volume: str) -> VolumeRow:
+        """Raises NotFound."""
+        found = next((row for row in self.volumes() if row.id == volume), None)
+        if found is None:
+            raise NotFound(f"volume {volume}: not in the store")
+        return found
 
     def add_volume(self, volume: VolumeRow) -> None:
         with self._db.write() as cursor:

@@ -13,6 +13,8 @@ from modelvold.store.catalog import ContentRow, SegmentRow
 from modelvold.store.segment import Segment
 
 SHARED = "verified"
+#: The folder of whole files in a content's own.
+WHOLE = "whole"
 
 
 class Content:
@@ -40,6 +42,15 @@ class Content:
 
     def folder(self) -> Path:
         return folder_of(self._root, self.digest, self.reading, self.source)
+
+    def whole(self, number: int) -> Path:
+        """Where its file of this number lies, once it is whole (`store.whole`)."""
+        return self.folder() / WHOLE / str(number)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its bytes lie in whole files."""
+        return bool(self.segments) and all(segment.moved for segment in self.segments)
 
     @property
     def present(self) -> int:

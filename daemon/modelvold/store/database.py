@@ -6,25 +6,37 @@ deleted records back, and with them segments full of zeros.
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from modelvold.errors import Refused
+from modelvold.errors import Failing, Refused
 
 
 class Database:
-    """One file. `write` commits or rolls back as a whole; `read` sees the last commit. Both may be used from any thread."""
+    """One file. `write` commits or rolls back as a whole; `read` sees the last commit. Both may be used from any thread.
+
+    Making one raises Failing where the file cannot be opened.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._write_lock = threading.Lock()  # guards _writer: one transaction at a time
+        self._read_lock = threading.Lock()  # guards _reader: one statement's rows at a time
+        try:
+            self._open()
+        except sqlite3.Error as error:
+            # SQLite calls a full disk an I/O error.
+            free = shutil.disk_usage(path.parent).free
+            raise Failing(f"{path}: {error}; its disk has {free} bytes free", "make room on it, or mend it") from error
+
+    def _open(self) -> None:
         self._writer = self._connect()
         self._writer.execute("PRAGMA journal_mode=WAL")
         self._reader = self._connect()
-        self._write_lock = threading.Lock()  # guards _writer: one transaction at a time
-        self._read_lock = threading.Lock()  # guards _reader: one statement's rows at a time
         with self.write() as cursor:
             cursor.execute("CREATE TABLE IF NOT EXISTS schema (room TEXT PRIMARY KEY, version INTEGER NOT NULL)")
 

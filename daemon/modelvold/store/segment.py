@@ -1,8 +1,10 @@
 """One segment: one file that only grows by appending, and is only ever truncated to zero (rule 3).
 
-    missing ──append…──▶ present ──sync──▶ durable (recorded)
-       ▲                                      │
-       └───────────── truncate ◀── unrecord ──┘
+    missing ──append…──▶ present ──sync──▶ durable (recorded) ──copy, sync, record──▶ moved
+       ▲                                      │                                          │
+       └───────────── truncate ◀── unrecord ──┴──────────────────────────────────────────┘
+
+The bytes of a moved one lie in the content's whole files (`store.whole`), and its own is empty: it counts as present.
 
 One `Writer` at a time. Check of the size, append and truncate exclude each other under the segment's lock, the one lock of the
 house that is held over I/O: a late buffer must never land behind a truncation, or the hole would be read as zeros.
@@ -23,7 +25,8 @@ from modelvold.layer.extent import Extent, padded
 
 
 class Segment:
-    """`extent` is its place in the content; `present` counts the bytes in the file, padding included once it is complete."""
+    """`extent` is its place in the content; `present` counts the bytes in the file, padding included once it is complete, and
+    goes on counting them when they are `moved`."""
 
     __slots__ = (
         "_generation",
@@ -35,6 +38,7 @@ class Segment:
         "failure",
         "folder",
         "inode",
+        "moved",
         "number",
         "owner",
         "present",
@@ -47,6 +51,7 @@ class Segment:
         self.owner = owner  # the content; typed where it is made
         self.present = 0
         self.durable = False
+        self.moved = False
         self.inode = 0
         self.failure: Failure | None = None  # why the last try to fetch it ended; None once bytes flow again
         self._generation = 0
@@ -55,7 +60,7 @@ class Segment:
         self._lock = threading.Lock()  # guards the file's size, _generation and _writing
 
     def __repr__(self) -> str:
-        state = "durable" if self.durable else f"{self.present}/{self.padded}"
+        state = "moved" if self.moved else "durable" if self.durable else f"{self.present}/{self.padded}"
         return f"<segment {self.folder().name}/{self.number} {state}>"
 
     @property
@@ -125,6 +130,13 @@ class Segment:
             self._hash = xxhash.xxh3_64()
             self.present = 0
             self.durable = False
+            self.moved = False
+            os.truncate(self.path, 0)
+
+    def empty(self) -> None:
+        """Its bytes have moved, and that is recorded: its own file holds them no longer. Raises OSError."""
+        with self._lock:
+            self.moved = True
             os.truncate(self.path, 0)
 
     def fingerprint(self) -> bytes:

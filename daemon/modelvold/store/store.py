@@ -11,19 +11,23 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol, Self
 
 from modelvold.errors import Exhausted, Failing, Failure, Mismatch, Refused
+from modelvold.layer import toc
 from modelvold.layer.extent import Extent
+from modelvold.linux.files import sync_folder
 from modelvold.oci.digest import Digest
 from modelvold.oci.media_type import Reading
+from modelvold.store import verification, whole
 from modelvold.store.catalog import Catalog, ContentRow, SegmentRow
 from modelvold.store.content import Content, content_of, folder_of
 from modelvold.store.database import Database
 from modelvold.store.durability import Durability
+from modelvold.store.recovery import recover
 from modelvold.store.segment import Segment, Writer
 from modelvold.store.verification import Verification
 
@@ -72,7 +76,9 @@ class Store:
             life.callback(database.close)
             self.database = database
             self.catalog = Catalog(database)
-            self._recover()
+            for content in recover(self.root, self.catalog):
+                self._contents[content.id] = content
+                self._by_key[content.digest, content.reading, content.source] = content
             self._verification = life.enter_context(Verification(self._on_judged))
             self._durability = life.enter_context(Durability(self._on_synced, self._on_sync_failed))
             life.callback(self._closing.set)
@@ -114,8 +120,18 @@ class Store:
 
     # -- growing
 
-    def add(self, digest: Digest, reading: Reading, source: str, length: int, cut: Sequence[Extent]) -> Content:
-        """An empty content. Its files exist, empty, when this returns: EROFS opens them all."""
+    def add(
+        self,
+        digest: Digest,
+        reading: Reading,
+        source: str,
+        length: int,
+        cut: Sequence[Extent],
+        *,
+        headers: bytes | None = None,
+    ) -> Content:
+        """An empty content. Its files exist, empty, when this returns: EROFS opens them all. `headers` is the encoded toc of
+        a tar."""
         self.check()
         folder = folder_of(self.root, digest, reading, source)
         try:
@@ -128,7 +144,7 @@ class Store:
             raise Exhausted(
                 f"store {self.root}: {error.strerror} while making {len(cut)} segments", "make room"
             ) from error
-        number = self.catalog.add_content(digest, reading, source, length, cut)
+        number = self.catalog.add_content(digest, reading, source, length, cut, toc=headers)
         row = ContentRow(number, digest, reading, source, length, "unverified", "")
         content = Content(self.root, row, (SegmentRow(n, extent, None) for n, extent in enumerate(cut)))
         for segment in content.segments:
@@ -168,19 +184,63 @@ class Store:
         if self.failing:
             raise self.failing
 
+    def seed(self, content: Content, known: Callable[[Extent], Iterable[memoryview]]) -> None:
+        """Fills a new content's segments as far as their bytes are `known` already, each from its start."""
+        for segment in content.segments:
+            with segment.writer() as writer:
+                for piece in known(segment.extent):
+                    try:
+                        writer.append(piece)
+                    except OSError:  # no room: whoever fetches it will say so
+                        return
+                    self.on_appended(writer)
+
+    def make_whole(self, content: Content, files: Sequence[Extent]) -> None:
+        """Moves a verified content's bytes into whole files (`store.whole`), one call at a time.
+
+        Raises Exhausted on a full disk, Failing where the disk fails, or where whole files that were recorded are gone:
+        then all of the content is missing again.
+        """
+        self.check()
+        try:
+            whole.move(content, files, lambda segment: self.catalog.record_moved(content.id, segment.number))
+        except whole.SyncFailed as error:
+            self._on_sync_failed(f"syncfs of {content.folder()}: {error.strerror}")
+            self.check()
+        except OSError as error:
+            raise Exhausted(f"store {content.folder()}: {error.strerror}", "make room in the store") from error
+        if not whole.is_there(content, files):
+            self.withdraw(content.segments)
+            raise Failing(f"layer {content.digest}: whole files that were recorded are gone", "it is fetched again")
+
     # -- shrinking
 
     def withdraw(self, segments: Sequence[Segment]) -> None:
-        """Makes segments missing: unrecord, sync, have reads asked about, wait, truncate (rules 2 and 4)."""
-        held = [segment for segment in segments if segment.present]
+        """Makes segments missing: unrecord, sync, have reads asked about, wait, truncate (rules 2 and 4). What was verified is so
+        no longer: other bytes will come."""
+        moved = {content_of(segment) for segment in segments if segment.moved}  # whole files go as a whole
+        held = [s for s in segments if s.present and not s.moved] + [s for content in moved for s in content.segments]
         self.catalog.unrecord((content_of(segment).id, segment.number) for segment in held)
         for segment in held:
             segment.durable = False
+        for content in {content_of(segment) for segment in held}:
+            if content.is_verified:
+                content.state = "unverified"
+                self.catalog.set_state(content.id, "unverified")
         for watcher in self._watchers:
             watcher.on_withdrawn(held)
         self._closing.wait(GRACE)
         for segment in held:
             segment.truncate()
+        for content in moved:
+            shutil.rmtree(content.whole(0).parent, ignore_errors=True)
+
+    def withdraw_moved(self) -> None:
+        """What lies in whole files is missing to every backend but `directory`."""
+        moved = [segment for content in self.contents() for segment in content.segments if segment.moved]
+        if moved:
+            log.warning("withdraw segments=%d reason='they lie in whole files, of the backend directory'", len(moved))
+            self.withdraw(moved)
 
     def remove(self, content: Content) -> int:
         """Forgets a content that no volume names and frees its bytes. Returns how many."""
@@ -231,11 +291,12 @@ class Store:
                 log.error("truncate segment=%s error=%s", segment.path, error)  # noqa: TRY400 — the store is known to fail
 
     def _on_judged(self, content: Content, found: str) -> None:
-        if found == content.digest.hex:
+        reason = "" if found == content.digest.hex else f"its bytes have digest sha256:{found}"
+        reason = reason or self._misled(content)
+        if not reason:
             self._share(content)
             log.info("verified content=%s bytes=%d", content.digest, content.length)
             return
-        reason = f"its bytes have digest sha256:{found}"
         log.error("quarantine content=%s source=%s reason=%r", content.digest, content.source, reason)
         content.state, content.reason = "quarantined", reason
         self.catalog.set_state(content.id, "quarantined", reason)
@@ -245,6 +306,17 @@ class Store:
         )
         self.fail(content.segments, failure)
         self.withdraw(content.segments)
+
+    def _misled(self, content: Content) -> str:
+        """Whether a tar that is the right one was shown by other headers than its own: then by which fault."""
+        if content.reading is not Reading.TAR:
+            return ""
+        kept = self.catalog.toc(content.id)
+        try:
+            is_same = kept is not None and toc.decode(kept) == verification.toc_of(content)
+        except Failure as failure:
+            return f"it is no tar: {failure.message}"
+        return "" if is_same else "the registry sent other headers when it was opened than the tar has"
 
     def _share(self, content: Content) -> None:
         """Into the shared place, unless the same content lies there already. Three steps, each safe to be the last one done."""
@@ -263,69 +335,6 @@ class Store:
             sync_folder(shared.parent)
             self.catalog.share(content.id, source)
         content.state = "verified"
-
-    # -- at the start
-
-    def _recover(self) -> None:
-        """Only recorded segments whose length agrees are trusted; everything else goes (rule 2)."""
-        rows = self.catalog.contents()
-        shared = {(row.digest, row.reading) for row in rows if not row.source}
-        known = set()
-        for row in rows:
-            settled = row if (row.digest, row.reading) in shared else self._settled(row)
-            content = Content(self.root, settled, self.catalog.segments(row.id))
-            self._recover_content(
-                content, {s.number for s in self.catalog.segments(row.id) if s.fingerprint is not None}
-            )
-            self._contents[content.id] = content
-            self._by_key[content.digest, content.reading, content.source] = content
-            known.add(content.folder())
-        for folder in (self.root / "content").glob("*/sha256/*/*"):
-            if folder not in known:
-                log.warning("sweep folder=%s reason=unrecorded", folder)
-                shutil.rmtree(folder, ignore_errors=True)
-
-    def _settled(self, row: ContentRow) -> ContentRow:
-        """Finishes a move to the shared place that a crash cut short."""
-        shared = folder_of(self.root, row.digest, row.reading, "")
-        if (
-            row.source
-            and row.state == "verified"
-            and not folder_of(self.root, row.digest, row.reading, row.source).exists()
-            and shared.exists()
-        ):
-            self.catalog.share(row.id, row.source)
-            return ContentRow(row.id, row.digest, row.reading, "", row.length, row.state, row.reason)
-        return row
-
-    def _recover_content(self, content: Content, recorded: set[int]) -> None:
-        content.folder().mkdir(parents=True, exist_ok=True, mode=0o700)
-        lost: list[Segment] = []
-        for segment in content.segments:
-            descriptor = os.open(segment.path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-            state = os.fstat(descriptor)
-            os.close(descriptor)
-            segment.inode = state.st_ino
-            if segment.number in recorded and state.st_size == segment.padded:
-                segment.present, segment.durable = state.st_size, True
-            elif segment.number in recorded or state.st_size:
-                lost.append(segment)
-        if lost:
-            log.warning("recover content=%s segments=%d dropped=%d", content.digest, len(content.segments), len(lost))
-            self.catalog.unrecord((content.id, segment.number) for segment in lost)
-            if content.is_verified:
-                content.state = "unverified"
-                self.catalog.set_state(content.id, "unverified")
-            for segment in lost:
-                segment.truncate()
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -1,14 +1,23 @@
-"""From durable to verified: the digest of a whole content, taken from its segment files by the ordinary path."""
+"""From durable to verified: the digest of a whole content, taken from its segment files by the ordinary path.
+
+Of a tar the headers are read once more: its toc was made from what the registry sent when the tar was opened, and that was
+covered by no digest.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import queue
 import threading
+from bisect import bisect_right
 from collections.abc import Callable
-from typing import Self
+from contextlib import ExitStack
+from typing import BinaryIO, Self
 
+from modelvold.layer.tar import TarWalker
+from modelvold.layer.toc import Toc
 from modelvold.store.content import Content
 
 log = logging.getLogger(__name__)
@@ -27,6 +36,26 @@ def digest_of(content: Content) -> str:
                 state.update(buffer[:got])
                 left -= got
     return state.hexdigest()
+
+
+def toc_of(content: Content) -> Toc:
+    """What the headers of a tar say, as they lie in its segment files. Raises Failure for what is no tar, OSError."""
+    walker = TarWalker(content.length)
+    starts = [segment.extent.start for segment in content.segments]
+    with ExitStack() as files:
+        opened: dict[int, BinaryIO] = {}
+        while (wanted := walker.wanted) is not None:
+            piece, at = bytearray(), wanted.start
+            while at < wanted.end:
+                number = bisect_right(starts, at) - 1
+                if number not in opened:
+                    files.close()  # headers are read in order: the ones before are of no more use
+                    opened = {number: files.enter_context(content.segments[number].path.open("rb"))}
+                end = min(wanted.end, content.segments[number].extent.end)
+                piece += os.pread(opened[number].fileno(), end - at, at - starts[number])
+                at = end
+            walker.feed(wanted.start, piece)
+    return walker.toc()
 
 
 class Verification:

@@ -1,4 +1,4 @@
-"""The opener: from a reference to a volume. Asks the registry for documents only, never for weights.
+"""The opener: from a reference to a volume. Asks the registry for documents and the headers of tars, never for weights.
 
 A content is taken from the shared place only for a source that has answered for its blob with its own credentials; otherwise the
 source gets a content of its own (rule 6).
@@ -9,14 +9,22 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from modelvold.errors import Exhausted, Failure, Malformed, Mismatch, Unreachable
+from modelvold.layer import toc as toc_codec
 from modelvold.layer.cut import cut
+from modelvold.layer.naming import named
 from modelvold.layer.raw import toc_of_raw
 from modelvold.layer.toc import Toc
+from modelvold.linux.files import sync_folder
 from modelvold.oci import document, modelpack
 from modelvold.oci.digest import Digest
 from modelvold.oci.document import Index, Manifest
@@ -26,17 +34,21 @@ from modelvold.oci.reference import Reference, Repository
 from modelvold.oci.synthetic import parse_pinned_tag
 from modelvold.store.catalog import VolumeRow
 from modelvold.store.content import Content
-from modelvold.store.store import Store, sync_folder
+from modelvold.store.store import Store
 from modelvold.volume.erofs import write_image
-from modelvold.volume.tree import merge
+from modelvold.volume.headers import Ranges, read_headers
+from modelvold.volume.spool import Spool
+from modelvold.volume.tree import Tree, merge
 
 log = logging.getLogger(__name__)
 
 #: A Prepare waits for the opener: a registry slow to answer for a shared blob costs a second, then it gets a content of its own.
 _PATIENCE_TO_SHARE = 1.0
+#: Layers of a volume whose headers are read at once: each is a connection and half a MiB.
+_READERS = 8
 
 
-class Registry(Protocol):
+class Registry(Ranges, Protocol):
     """What the opener asks of the registry's client."""
 
     def resolve(self, reference: Reference, /, *, remembered: bool = False) -> Manifest | Index: ...
@@ -46,10 +58,13 @@ class Registry(Protocol):
 
 @dataclass(slots=True)
 class _Asking:
-    """One opening's questions to its registry: `is_in_vain` once one was not answered, so that all cost one patience."""
+    """One opening's questions to its registry, each asked once: `is_in_vain` once one was not answered, so that all cost one
+    patience."""
 
     repository: Repository
+    undoing: ExitStack  # what was made for it, should it fail
     is_in_vain: bool = False
+    refused: set[int] = field(default_factory=set)  # contents
 
 
 class Opener:
@@ -59,6 +74,16 @@ class Opener:
         self._store = store
         self._registry = registry
         self._architecture = architecture
+        self._lock = threading.Lock()  # guards _openings and _is_closing
+        self._openings: set[threading.Event] = set()  # set, each ends an opening's reading of headers
+        self._is_closing = False
+
+    def close(self) -> None:
+        """Openings under way end soon, with Unreachable, and so does every later one that has headers to read."""
+        with self._lock:
+            self._is_closing = True
+            for stopping in self._openings:
+                stopping.set()
 
     def resolve(self, reference: Reference) -> Manifest:
         """The manifest of the model that `reference` names, through an index where there is one."""
@@ -88,52 +113,129 @@ class Opener:
     def open(self, repository: Repository, manifest: Manifest, reference: str) -> VolumeRow:
         """The volume of `manifest` as `repository` serves it: its contents cut and in the catalog, its image written.
 
-        Raises NotAModel, Malformed, Exhausted, Failing; Mismatch where a layer is in quarantine.
+        Raises NotAModel, Malformed, Exhausted, Failing; Mismatch where a layer is in quarantine. Then nothing of it stays.
         """
         name = volume_id(repository, manifest.digest)
-        layers = modelpack.read(manifest, reference).layers
-        for layer in layers:
-            _check_raw(layer, reference)
-        tocs = [toc_of_raw(layer.path, layer.descriptor.size, layer.mode, layer.mtime) for layer in layers]
-        tree = merge(tocs)
-        asking = _Asking(repository)
-        contents = [self._content(asking, layer, toc, reference) for layer, toc in zip(layers, tocs, strict=True)]
-        extents = [[segment.extent for segment in content.segments] for content in contents]
-        image = write_image(tree, extents, identity=str(repository).encode() + manifest.digest.hex.encode())
-        self._write(self.image_path(name), image.bytes)
-        size = sum(content.length for content in contents)
-        row = VolumeRow(
-            name,
-            repository,
-            manifest.digest,
-            reference,
-            manifest.document,
-            image.uuid,
-            size,
-            tuple(content.id for content in contents),
-        )
-        self._store.catalog.add_volume(row)
-        log.info("open volume=%s reference=%s bytes=%d segments=%d", name, reference, size, image.devices)
+        with _about(reference), self._spool() as spool, ExitStack() as undoing:
+            layers = modelpack.read(manifest, reference).layers
+            for layer in layers:
+                _check_uncompressed(layer)
+            asking = _Asking(repository, undoing)
+            tocs = self._read_tocs(asking, layers, spool)
+            tree = merge([named(toc, layer) for toc, layer in zip(tocs, layers, strict=True)])
+            contents = [self._content(asking, layer, toc, spool) for layer, toc in zip(layers, tocs, strict=True)]
+            extents = [[segment.extent for segment in content.segments] for content in contents]
+            image = write_image(tree, extents, identity=str(repository).encode() + manifest.digest.hex.encode())
+            self._write(self.image_path(name), image.bytes)
+            row = VolumeRow(
+                name,
+                repository,
+                manifest.digest,
+                reference,
+                manifest.document,
+                image.uuid,
+                sum(content.length for content in contents),
+                tuple(content.id for content in contents),
+            )
+            self._store.catalog.add_volume(row)
+            undoing.pop_all()
+        log.info("open volume=%s reference=%s bytes=%d segments=%d", name, reference, row.size, image.devices)
         return row
 
     def image_path(self, volume: str) -> Path:
         return self._store.root / "volumes" / f"{volume}.erofs"
 
-    def _content(self, asking: _Asking, layer: ModelLayer, toc: Toc, reference: str) -> Content:
-        digest, source = layer.descriptor.digest, str(asking.repository)
-        shared = self._store.find(digest, Reading.RAW, "")
-        own = self._store.find(digest, Reading.RAW, source)
+    def tree(self, volume: str) -> Tree:
+        """The tree of a volume in the catalog. Raises NotFound."""
+        row = self._store.catalog.volume(volume)
+        manifest = document.parse(row.document, row.reference)
+        assert isinstance(manifest, Manifest)  # noqa: S101 — nothing else becomes a volume
+        layers = modelpack.read(manifest, row.reference).layers
+        contents = [self._store.content(number) for number in row.contents]
+        tocs = (self._known_toc(layer, content) for layer, content in zip(layers, contents, strict=True))
+        return merge([named(toc, layer) for toc, layer in zip(tocs, layers, strict=True)])
+
+    def _read_tocs(self, asking: _Asking, layers: Sequence[ModelLayer], spool: Spool) -> list[Toc]:
+        """Of raw layers from their descriptors, of tars that are here from the catalog, of others from the registry, several
+        at once; where one fails, the others are given up. An error names the layer."""
+        reading: dict[Digest, Future[Toc]] = {}
+        found: list[Callable[[], Toc]] = []
+        with self._stopping() as stopping, ThreadPoolExecutor(_READERS, thread_name_prefix="headers") as readers:
+            try:
+                for layer in layers:
+                    content = self._find(asking, layer)
+                    if layer.archive is Reading.RAW or content is not None:
+                        found.append(partial(self._known_toc, layer, content))
+                        continue
+                    descriptor = layer.descriptor
+                    if descriptor.digest not in reading:
+                        reading[descriptor.digest] = readers.submit(
+                            read_headers, self._registry, asking.repository, descriptor, spool, stopping
+                        )
+                    found.append(partial(_named_failure, reading[descriptor.digest], layer))
+                return [toc() for toc in found]
+            finally:
+                stopping.set()
+                readers.shutdown(wait=True, cancel_futures=True)
+
+    @contextmanager
+    def _stopping(self) -> Iterator[threading.Event]:
+        """An event that is set when the daemon ends."""
+        stopping = threading.Event()
+        with self._lock:
+            if self._is_closing:
+                stopping.set()
+            self._openings.add(stopping)
+        try:
+            yield stopping
+        finally:
+            with self._lock:
+                self._openings.discard(stopping)
+
+    def _spool(self) -> Spool:
+        try:
+            return Spool(self._store.root)
+        except OSError as error:
+            raise Exhausted(f"store {self._store.root}: {error.strerror}", "make room in the store") from error
+
+    def _known_toc(self, layer: ModelLayer, content: Content | None) -> Toc:
+        if layer.archive is Reading.RAW or content is None:
+            return toc_of_raw(layer.path, layer.descriptor.size, layer.mode, layer.mtime)
+        kept = self._store.catalog.toc(content.id)
+        if kept is None:
+            raise Malformed(
+                f"layer {content.digest}: the store has lost its table of contents", "remove the model, pull again"
+            )
+        return toc_codec.decode(kept)
+
+    def _content(self, asking: _Asking, layer: ModelLayer, toc: Toc, spool: Spool) -> Content:
+        found = self._find(asking, layer)
+        if found is not None:
+            return found
+        digest = layer.descriptor.digest
+        kept = toc_codec.encode(toc) if layer.archive is Reading.TAR else None
+        content = self._store.add(digest, layer.archive, str(asking.repository), toc.length, cut(toc), headers=kept)
+        asking.undoing.callback(self._store.remove, content)
+        if kept is not None:
+            self._store.seed(content, partial(spool.pieces, digest))
+        return content
+
+    def _find(self, asking: _Asking, layer: ModelLayer) -> Content | None:
+        """What is here already and may be used. Raises Malformed and Mismatch where it may not be."""
+        digest, size = layer.descriptor.digest, layer.descriptor.size
+        shared = self._store.find(digest, layer.archive, "")
+        own = self._store.find(digest, layer.archive, str(asking.repository))
         found = shared if shared and self._may_share(shared, asking) else own
         if found is None:
-            return self._store.add(digest, Reading.RAW, source, toc.length, cut(toc))
-        if found.length != toc.length:
+            return None
+        if found.length != size:
             raise Malformed(
-                f"{reference}: layer {layer.path!r} is {toc.length} bytes by this manifest, {found.length} by another",
+                f"{_called(layer)} is {size} bytes by this manifest, {found.length} by another",
                 "one of the two manifests lies; ask their producers",
             )
         if found.state == "quarantined":
             raise Mismatch(
-                f"{reference}: layer {layer.path!r} ({digest}) is in quarantine: {found.reason}",
+                f"{_called(layer)} ({digest}) is in quarantine: {found.reason}",
                 "remove the model with `modelvold rm`, mend it at the registry, pull again",
             )
         return found
@@ -142,8 +244,9 @@ class Opener:
         source = str(asking.repository)
         if self._store.catalog.has_answered(content.id, source):
             return True
-        if asking.is_in_vain:
+        if asking.is_in_vain or content.id in asking.refused:
             return False
+        asking.refused.add(content.id)
         try:
             has_answered = self._registry.has_blob(asking.repository, content.digest, _PATIENCE_TO_SHARE)
         except Failure as failure:
@@ -154,7 +257,7 @@ class Opener:
             self._store.catalog.answered(content.id, source)
         return has_answered
 
-    def _write(self, path: Path, content: bytes) -> None:
+    def _write(self, path: Path, content: memoryview) -> None:
         """Aside, synced, then in place: a crash leaves an old image or a new one."""
         aside = path.with_suffix(".new")
         try:
@@ -174,9 +277,31 @@ def volume_id(repository: Repository, manifest: Digest) -> str:
     return f"{manifest.hex[:32]}-{hashlib.sha256(str(repository).encode()).hexdigest()[:8]}"
 
 
-def _check_raw(layer: ModelLayer, reference: str) -> None:
-    if layer.archive is not Reading.RAW or layer.compression is not Compression.NONE:
+@contextmanager
+def _about(reference: str) -> Iterator[None]:
+    """What is wrong with a model names it."""
+    try:
+        yield
+    except (Malformed, Exhausted, Unreachable) as failure:
+        if failure.message.startswith(reference):
+            raise
+        raise type(failure)(f"{reference}: {failure.message}", failure.remedy) from failure
+
+
+def _called(layer: ModelLayer) -> str:
+    return f"layer {layer.path!r}" if layer.path else f"layer {layer.descriptor.digest.short}"
+
+
+def _check_uncompressed(layer: ModelLayer) -> None:
+    if layer.compression is not Compression.NONE:
         raise Malformed(
-            f"{reference}: layer {layer.path!r} is of type {layer.descriptor.media_type}; this version mounts raw layers",
+            f"{_called(layer)} is of type {layer.descriptor.media_type}; this version mounts raw layers and uncompressed tars",
             "pack the model with raw layers (`modelvold pack`)",
         )
+
+
+def _named_failure(reading: Future[Toc], layer: ModelLayer) -> Toc:
+    try:
+        return reading.result()
+    except (Malformed, Exhausted) as failure:
+        raise type(failure)(f"{_called(layer)}: {failure.message}", failure.remedy) from failure

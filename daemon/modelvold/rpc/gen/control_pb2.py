@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmodelvold/rpc/gen/control.proto\x12\x14modelvold.control.v1\"\"\n\rStatusRequest\x12\x11\n\treference\x18\x01 \x01(\t\"i\n\x0eStatusResponse\x12(\n\x04node\x18\x01 \x01(\x0b\x32\x1a.modelvold.control.v1.Node\x12-\n\x07volumes\x18\x02 \x03(\x0b\x32\x1c.modelvold.control.v1.Volume\"\x9b\x02\n\x04Node\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x16\n\x0e\x62\x61\x63kend_reason\x18\x03 \x01(\t\x12\r\n\x05store\x18\x04 \x01(\t\x12\x13\n\x0bstore_state\x18\x05 \x01(\t\x12\x12\n\nstore_used\x18\x06 \x01(\x04\x12\x12\n\ndisk_total\x18\x07 \x01(\x04\x12\x11\n\tdisk_free\x18\x08 \x01(\x04\x12\x0e\n\x06memory\x18\t \x01(\x04\x12\x0e\n\x06uptime\x18\n \x01(\x01\x12\x0e\n\x06\x66\x61\x63\x61\x64\x65\x18\x0b \x01(\t\x12\x10\n\x08prefetch\x18\x0c \x01(\x08\x12\x0e\n\x06\x65vents\x18\r \x01(\x04\x12\x14\n\x0creads_denied\x18\x0e \x01(\x04\x12\x12\n\nlast_error\x18\x0f \x01(\t\"<\n\x0bWaitingRead\x12\x0b\n\x03pid\x18\x01 \x01(\x05\x12\x0f\n\x07\x63ommand\x18\x02 \x01(\t\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"\xcc\x02\n\x06Volume\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\treference\x18\x02 \x01(\t\x12\x10\n\x08manifest\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x05 \x01(\t\x12\x0c\n\x04path\x18\x06 \x01(\t\x12\x0c\n\x04size\x18\x07 \x01(\x04\x12\x0f\n\x07present\x18\x08 \x01(\x04\x12\x0f\n\x07\x64urable\x18\t \x01(\x04\x12\x10\n\x08verified\x18\n \x01(\x04\x12\x10\n\x08segments\x18\x0b \x01(\x04\x12\x19\n\x11segments_complete\x18\x0c \x01(\x04\x12\x0c\n\x04rate\x18\r \x01(\x01\x12\x0b\n\x03\x65ta\x18\x0e \x01(\x01\x12\x32\n\x07waiting\x18\x0f \x03(\x0b\x32!.modelvold.control.v1.WaitingRead\x12\x11\n\tconsumers\x18\x10 \x03(\t\x12\x12\n\nlast_error\x18\x11 \x01(\t\"4\n\x0cMountRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12\x11\n\tdirectory\x18\x02 \x01(\t\"=\n\rMountResponse\x12,\n\x06volume\x18\x01 \x01(\x0b\x32\x1c.modelvold.control.v1.Volume\"#\n\x0eUnmountRequest\x12\x11\n\tdirectory\x18\x01 \x01(\t\"\x11\n\x0fUnmountResponse\" \n\x0bPullRequest\x12\x11\n\treference\x18\x01 \x01(\t\"{\n\x08Progress\x12\x11\n\treference\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0f\n\x07present\x18\x03 \x01(\x04\x12\x0f\n\x07\x64urable\x18\x04 \x01(\x04\x12\x10\n\x08verified\x18\x05 \x01(\x04\x12\x0c\n\x04rate\x18\x06 \x01(\x01\x12\x0c\n\x04\x64one\x18\x07 \x01(\x08\"\"\n\rRemoveRequest\x12\x11\n\treference\x18\x01 \x01(\t\"\x1f\n\x0eRemoveResponse\x12\r\n\x05\x66reed\x18\x01 \x01(\x04\x32\xaa\x03\n\x07\x43ontrol\x12S\n\x06Status\x12#.modelvold.control.v1.StatusRequest\x1a$.modelvold.control.v1.StatusResponse\x12P\n\x05Mount\x12\".modelvold.control.v1.MountRequest\x1a#.modelvold.control.v1.MountResponse\x12V\n\x07Unmount\x12$.modelvold.control.v1.UnmountRequest\x1a%.modelvold.control.v1.UnmountResponse\x12K\n\x04Pull\x12!.modelvold.control.v1.PullRequest\x1a\x1e.modelvold.control.v1.Progress0\x01\x12S\n\x06Remove\x12#.modelvold.control.v1.RemoveRequest\x1a$.modelvold.control.v1.RemoveResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmodelvold/rpc/gen/control.proto\x12\x14modelvold.control.v1\"\"\n\rStatusRequest\x12\x11\n\treference\x18\x01 \x01(\t\"i\n\x0eStatusResponse\x12(\n\x04node\x18\x01 \x01(\x0b\x32\x1a.modelvold.control.v1.Node\x12-\n\x07volumes\x18\x02 \x03(\x0b\x32\x1c.modelvold.control.v1.Volume\"\x9b\x02\n\x04Node\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x16\n\x0e\x62\x61\x63kend_reason\x18\x03 \x01(\t\x12\r\n\x05store\x18\x04 \x01(\t\x12\x13\n\x0bstore_state\x18\x05 \x01(\t\x12\x12\n\nstore_used\x18\x06 \x01(\x04\x12\x12\n\ndisk_total\x18\x07 \x01(\x04\x12\x11\n\tdisk_free\x18\x08 \x01(\x04\x12\x0e\n\x06memory\x18\t \x01(\x04\x12\x0e\n\x06uptime\x18\n \x01(\x01\x12\x0e\n\x06\x66\x61\x63\x61\x64\x65\x18\x0b \x01(\t\x12\x10\n\x08prefetch\x18\x0c \x01(\x08\x12\x0e\n\x06\x65vents\x18\r \x01(\x04\x12\x14\n\x0creads_denied\x18\x0e \x01(\x04\x12\x12\n\nlast_error\x18\x0f \x01(\t\"<\n\x0bWaitingRead\x12\x0b\n\x03pid\x18\x01 \x01(\x05\x12\x0f\n\x07\x63ommand\x18\x02 \x01(\t\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"\xcc\x02\n\x06Volume\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\treference\x18\x02 \x01(\t\x12\x10\n\x08manifest\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x05 \x01(\t\x12\x0c\n\x04path\x18\x06 \x01(\t\x12\x0c\n\x04size\x18\x07 \x01(\x04\x12\x0f\n\x07present\x18\x08 \x01(\x04\x12\x0f\n\x07\x64urable\x18\t \x01(\x04\x12\x10\n\x08verified\x18\n \x01(\x04\x12\x10\n\x08segments\x18\x0b \x01(\x04\x12\x19\n\x11segments_complete\x18\x0c \x01(\x04\x12\x0c\n\x04rate\x18\r \x01(\x01\x12\x0b\n\x03\x65ta\x18\x0e \x01(\x01\x12\x32\n\x07waiting\x18\x0f \x03(\x0b\x32!.modelvold.control.v1.WaitingRead\x12\x11\n\tconsumers\x18\x10 \x03(\t\x12\x12\n\nlast_error\x18\x11 \x01(\t\"4\n\x0cMountRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12\x11\n\tdirectory\x18\x02 \x01(\t\"w\n\tMountStep\x12\x32\n\x08progress\x18\x01 \x01(\x0b\x32\x1e.modelvold.control.v1.ProgressH\x00\x12.\n\x06volume\x18\x02 \x01(\x0b\x32\x1c.modelvold.control.v1.VolumeH\x00\x42\x06\n\x04step\"#\n\x0eUnmountRequest\x12\x11\n\tdirectory\x18\x01 \x01(\t\"\x11\n\x0fUnmountResponse\" \n\x0bPullRequest\x12\x11\n\treference\x18\x01 \x01(\t\"{\n\x08Progress\x12\x11\n\treference\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0f\n\x07present\x18\x03 \x01(\x04\x12\x0f\n\x07\x64urable\x18\x04 \x01(\x04\x12\x10\n\x08verified\x18\x05 \x01(\x04\x12\x0c\n\x04rate\x18\x06 \x01(\x01\x12\x0c\n\x04\x64one\x18\x07 \x01(\x08\"\"\n\rRemoveRequest\x12\x11\n\treference\x18\x01 \x01(\t\"\x1f\n\x0eRemoveResponse\x12\r\n\x05\x66reed\x18\x01 \x01(\x04\x32\xa8\x03\n\x07\x43ontrol\x12S\n\x06Status\x12#.modelvold.control.v1.StatusRequest\x1a$.modelvold.control.v1.StatusResponse\x12N\n\x05Mount\x12\".modelvold.control.v1.MountRequest\x1a\x1f.modelvold.control.v1.MountStep0\x01\x12V\n\x07Unmount\x12$.modelvold.control.v1.UnmountRequest\x1a%.modelvold.control.v1.UnmountResponse\x12K\n\x04Pull\x12!.modelvold.control.v1.PullRequest\x1a\x1e.modelvold.control.v1.Progress0\x01\x12S\n\x06Remove\x12#.modelvold.control.v1.RemoveRequest\x1a$.modelvold.control.v1.RemoveResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,20 +43,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VOLUME']._serialized_end=881
   _globals['_MOUNTREQUEST']._serialized_start=883
   _globals['_MOUNTREQUEST']._serialized_end=935
-  _globals['_MOUNTRESPONSE']._serialized_start=937
-  _globals['_MOUNTRESPONSE']._serialized_end=998
-  _globals['_UNMOUNTREQUEST']._serialized_start=1000
-  _globals['_UNMOUNTREQUEST']._serialized_end=1035
-  _globals['_UNMOUNTRESPONSE']._serialized_start=1037
-  _globals['_UNMOUNTRESPONSE']._serialized_end=1054
-  _globals['_PULLREQUEST']._serialized_start=1056
-  _globals['_PULLREQUEST']._serialized_end=1088
-  _globals['_PROGRESS']._serialized_start=1090
-  _globals['_PROGRESS']._serialized_end=1213
-  _globals['_REMOVEREQUEST']._serialized_start=1215
-  _globals['_REMOVEREQUEST']._serialized_end=1249
-  _globals['_REMOVERESPONSE']._serialized_start=1251
-  _globals['_REMOVERESPONSE']._serialized_end=1282
-  _globals['_CONTROL']._serialized_start=1285
-  _globals['_CONTROL']._serialized_end=1711
+  _globals['_MOUNTSTEP']._serialized_start=937
+  _globals['_MOUNTSTEP']._serialized_end=1056
+  _globals['_UNMOUNTREQUEST']._serialized_start=1058
+  _globals['_UNMOUNTREQUEST']._serialized_end=1093
+  _globals['_UNMOUNTRESPONSE']._serialized_start=1095
+  _globals['_UNMOUNTRESPONSE']._serialized_end=1112
+  _globals['_PULLREQUEST']._serialized_start=1114
+  _globals['_PULLREQUEST']._serialized_end=1146
+  _globals['_PROGRESS']._serialized_start=1148
+  _globals['_PROGRESS']._serialized_end=1271
+  _globals['_REMOVEREQUEST']._serialized_start=1273
+  _globals['_REMOVEREQUEST']._serialized_end=1307
+  _globals['_REMOVERESPONSE']._serialized_start=1309
+  _globals['_REMOVERESPONSE']._serialized_end=1340
+  _globals['_CONTROL']._serialized_start=1343
+  _globals['_CONTROL']._serialized_end=1767
 # @@protoc_insertion_point(module_scope)

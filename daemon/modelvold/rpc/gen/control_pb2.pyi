@@ -110,11 +110,13 @@ class MountRequest(_message.Message):
     directory: str
     def __init__(self, reference: _Optional[str] = ..., directory: _Optional[str] = ...) -> None: ...
 
-class MountResponse(_message.Message):
-    __slots__ = ("volume",)
+class MountStep(_message.Message):
+    __slots__ = ("progress", "volume")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
     VOLUME_FIELD_NUMBER: _ClassVar[int]
+    progress: Progress
     volume: Volume
-    def __init__(self, volume: _Optional[_Union[Volume, _Mapping]] = ...) -> None: ...
+    def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., volume: _Optional[_Union[Volume, _Mapping]] = ...) -> None: ...
 
 class UnmountRequest(_message.Message):
     __slots__ = ("directory",)

@@ -39,10 +39,10 @@ class ControlStub:
                 request_serializer=modelvold_dot_rpc_dot_gen_dot_control__pb2.StatusRequest.SerializeToString,
                 response_deserializer=modelvold_dot_rpc_dot_gen_dot_control__pb2.StatusResponse.FromString,
                 _registered_method=True)
-        self.Mount = channel.unary_unary(
+        self.Mount = channel.unary_stream(
                 '/modelvold.control.v1.Control/Mount',
                 request_serializer=modelvold_dot_rpc_dot_gen_dot_control__pb2.MountRequest.SerializeToString,
-                response_deserializer=modelvold_dot_rpc_dot_gen_dot_control__pb2.MountResponse.FromString,
+                response_deserializer=modelvold_dot_rpc_dot_gen_dot_control__pb2.MountStep.FromString,
                 _registered_method=True)
         self.Unmount = channel.unary_unary(
                 '/modelvold.control.v1.Control/Unmount',
@@ -71,7 +71,8 @@ class ControlServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Mount(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Ends with a step that has the volume, or with an error. Where all bytes must be here first, steps with progress come before.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -103,10 +104,10 @@ def add_ControlServicer_to_server(servicer, server):
                     request_deserializer=modelvold_dot_rpc_dot_gen_dot_control__pb2.StatusRequest.FromString,
                     response_serializer=modelvold_dot_rpc_dot_gen_dot_control__pb2.StatusResponse.SerializeToString,
             ),
-            'Mount': grpc.unary_unary_rpc_method_handler(
+            'Mount': grpc.unary_stream_rpc_method_handler(
                     servicer.Mount,
                     request_deserializer=modelvold_dot_rpc_dot_gen_dot_control__pb2.MountRequest.FromString,
-                    response_serializer=modelvold_dot_rpc_dot_gen_dot_control__pb2.MountResponse.SerializeToString,
+                    response_serializer=modelvold_dot_rpc_dot_gen_dot_control__pb2.MountStep.SerializeToString,
             ),
             'Unmount': grpc.unary_unary_rpc_method_handler(
                     servicer.Unmount,
@@ -172,12 +173,12 @@ class Control:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/modelvold.control.v1.Control/Mount',
             modelvold_dot_rpc_dot_gen_dot_control__pb2.MountRequest.SerializeToString,
-            modelvold_dot_rpc_dot_gen_dot_control__pb2.MountResponse.FromString,
+            modelvold_dot_rpc_dot_gen_dot_control__pb2.MountStep.FromString,
             options,
             channel_credentials,
             insecure,

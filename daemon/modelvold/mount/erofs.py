@@ -1,0 +1,48 @@
+"""What `lazy` and `complete` share: a volume as an EROFS mount, and the `complete` backend itself.
+
+`complete` shows a volume when all its bytes are here: the kernel opens the segments by the ordinary path, and nobody is
+asked about anything. A segment that is lost later is an I/O error until it is fetched again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from modelvold.linux import mounts
+from modelvold.mount.backend import Known, Volume
+
+
+def shown(known: Sequence[Known]) -> list[Known]:
+    """Those that are EROFS mounts of their own images."""
+    points = {entry.mount_point for entry in mounts.mountinfo() if entry.fs_type == "erofs"}
+    return [
+        each for each in known if str(each.target) in points and mounts.filesystem_uuid(each.target) == each.volume.uuid
+    ]
+
+
+class Complete:
+    name = "complete"
+    is_lazy = False
+
+    def adopt(self, known: Sequence[Known]) -> Sequence[Volume]:
+        return [each.volume for each in shown(known)]
+
+    def make_ready(self, volume: Volume) -> None:
+        """Its bytes are."""
+
+    def mount(self, volume: Volume, target: Path) -> str:
+        try:
+            self._mount(volume, target)
+        except FileNotFoundError:  # a content moved to the shared place between our naming and the kernel's opening
+            self._mount(volume, target)
+        return ""
+
+    def unmount(self, volume: Volume, target: Path, others: Sequence[Volume]) -> None:
+        mounts.unmount(target)
+
+    def forget(self, volume: Volume) -> None:
+        """The image is the store's."""
+
+    def _mount(self, volume: Volume, target: Path) -> None:
+        mounts.mount_erofs(volume.image, [segment.path for segment in volume.segments], target)
