@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import click
 
 import modelvold
+from modelvold.cli.doctor import doctor
 from modelvold.cli.pack import pack
 from modelvold.cli.serve import serve
 from modelvold.cli.show import one_line
@@ -29,7 +30,7 @@ def verbs() -> None:
     """Mounts AI models from OCI registries lazily, as containers and Kubernetes image volumes."""
 
 
-for verb in (serve, status, mount, umount, pull, rm, pack):
+for verb in (serve, status, mount, umount, pull, rm, pack, doctor):
     verbs.add_command(verb)
 
 

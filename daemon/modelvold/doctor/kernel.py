@@ -1,0 +1,65 @@
+"""The kernel, and the backend that follows from what the probe has seen it do. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from modelvold.doctor.line import Group, Line
+from modelvold.errors import Unsupported
+from modelvold.mount import findings as found
+from modelvold.mount.findings import BACKENDS, Findings
+
+GROUP = Group("kernel and machine")
+_AUTO = "auto"
+
+
+def check(release: str, machine: str, findings: Findings, wanted: str) -> Iterator[Line]:
+    """`release` and `machine` as uname(2) has them; `wanted` is the setting `[mount] backend`."""
+    yield GROUP.ok("kernel", f"Linux {release}, {machine}")
+    # A line is bad where the backend cannot do without it: the one that is set, or the one that asks for least.
+    vital = found.DIRECTORY if wanted == _AUTO else wanted
+    for line in findings.lines:
+        if line.is_good:
+            yield GROUP.ok(line.what)
+        else:
+            say = GROUP.bad if vital in line.needed_by else GROUP.warn
+            yield say(line.what, line.seen, f"it takes {line.mend}")
+    yield _backend(findings, wanted)
+
+
+def backend(findings: Findings, wanted: str) -> str:
+    """The backend for the setting; empty where there is none."""
+    try:
+        return findings.choose(wanted)[0]
+    except Unsupported:
+        return ""
+
+
+def _backend(findings: Findings, wanted: str) -> Line:
+    chosen = backend(findings, wanted)
+    if not chosen:
+        needed = found.DIRECTORY if wanted == _AUTO else wanted
+        instead = "" if wanted == _AUTO else f'; or set `[mount] backend = "{_AUTO}"`'
+        return GROUP.bad(
+            "backend", f"none: {needed} does not work here", f"it takes {_mends(findings, needed)}{instead}"
+        )
+    if wanted != _AUTO:
+        return GROUP.ok("backend", f"{chosen}, as set")
+    better = BACKENDS[: BACKENDS.index(chosen)]
+    if not better:
+        return GROUP.ok("backend", f"{chosen}, seen working")
+    seen = f"{chosen}, {_MEANING[chosen]}; {found.LAZY} does not work: {findings.reason(found.LAZY)}"
+    names: dict[str, list[str]] = {}
+    for name in better:
+        names.setdefault(_mends(findings, name), []).append(name)
+    return GROUP.warn("backend", seen, "\n".join(f"for {' and '.join(who)}: {what}" for what, who in names.items()))
+
+
+def _mends(findings: Findings, name: str) -> str:
+    return "; ".join(dict.fromkeys(line.mend for line in findings.missing(name)))
+
+
+_MEANING = {
+    found.COMPLETE: "which mounts a model when all of it is here",
+    found.DIRECTORY: "which shows a model as a plain folder when all of it is here",
+}
