@@ -5,6 +5,13 @@
     <folder>/run          its socket and mounts
     <folder>/certs.d      [registry] hosts_dir, unless another is given
 
+One for a user (`serve --user`) gets no flags: it finds its places by the XDG variables, and so do the verbs that ask it.
+
+    <folder>/daemon.log, certs.d
+    <folder>/config/modelvold/config.toml
+    <folder>/data/modelvold       its store
+    <folder>/runtime/modelvold    its socket, and links to what is shown
+
 Its mounts outlive it by design (a restart adopts them), so `close()` takes away what is mounted below `run`, says in
 `leftovers` what that was, and touches nothing else.
 """
@@ -16,6 +23,8 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,36 +38,63 @@ _SOURCE = Path(__file__).resolve().parents[2] / "daemon"
 Settings = dict[str, dict[str, object]]
 
 
-class Daemon:
-    """`with Daemon(folder, {"fetch": {"prefetch": False}}) as daemon:`; `settings` override ours."""
+@dataclass(frozen=True, slots=True)
+class Python:
+    """What runs our code: the words before `-m modelvold`, and what it needs in its environment."""
 
-    def __init__(self, folder: Path, settings: Settings | None = None, *, hosts_dir: Path | None = None) -> None:
+    words: tuple[str, ...] = (sys.executable,)
+    environment: Mapping[str, str] = field(
+        default_factory=lambda: {"PYTHONPATH": f"{_SOURCE}:{os.environ.get('PYTHONPATH', '')}".rstrip(":")}
+    )
+
+
+class Daemon:
+    """`with Daemon(folder, {"fetch": {"prefetch": False}}) as daemon:`; `settings` override ours. `for_user`: as
+    `serve --user`, run by `python`, which may be somebody else's."""
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Settings | None = None,
+        *,
+        hosts_dir: Path | None = None,
+        for_user: bool = False,
+        python: Python | None = None,
+    ) -> None:
         self.folder = folder
-        self.root = folder / "store"
-        self.run = folder / "run"
+        self.root = folder / ("data/modelvold" if for_user else "store")
+        self.run = folder / ("runtime/modelvold" if for_user else "run")
         self.socket = self.run / "modelvold.sock"
         self.hosts_dir = hosts_dir or folder / "certs.d"
         self.facade_port = free_port()
         self.metrics_port = free_port()
         self.leftovers: list[str] = []
         self.settings: Settings = {
-            "store": {"root": str(self.root)},
             "registry": {"hosts_dir": str(self.hosts_dir), "docker_config": str(folder / "docker/config.json")},
-            "facade": {"listen": f"127.0.0.1:{self.facade_port}"},
-            "metrics": {"listen": f"127.0.0.1:{self.metrics_port}"},
             "log": {"level": "debug"},
         }
+        if not for_user:
+            self.settings |= {
+                "store": {"root": str(self.root)},
+                "facade": {"listen": f"127.0.0.1:{self.facade_port}"},
+                "metrics": {"listen": f"127.0.0.1:{self.metrics_port}"},
+            }
         for section, values in (settings or {}).items():
             self.settings[section] = {**self.settings.get(section, {}), **values}
+        self._file = folder / ("config/modelvold/config.toml" if for_user else "config.toml")
+        self._made = [self.hosts_dir, self._file.parent] + ([] if for_user else [self.root, self.run])
+        python = python or Python()
+        self._python = python.words
         self._environment = {
-            "PYTHONPATH": f"{_SOURCE}:{os.environ.get('PYTHONPATH', '')}".rstrip(":"),
+            **python.environment,
             "PYTHONUNBUFFERED": "1",
-            "MODELVOLD_ADDRESS": str(self.socket),
             "DOCKER_CONFIG": str(folder / "docker"),
+            **(_users_places(folder) if for_user else {"MODELVOLD_ADDRESS": str(self.socket)}),
         }
+        serve = ["serve", "--user"] if for_user else ["serve", "--config", self._file, "--run", self.run]
         self._program = Program(
             f"modelvold-{folder.name}",
-            [sys.executable, "-m", "modelvold", "serve", "--config", folder / "config.toml", "--run", self.run],
+            [*self._python, "-m", "modelvold", *serve],
             folder / "daemon.log",
             self.is_answering,
             self._environment,
@@ -104,9 +140,9 @@ class Daemon:
 
     def start(self, patience: float = 30.0) -> None:
         """Returns when the socket answers. Raises Failed with the end of the log."""
-        for folder in (self.root, self.run, self.hosts_dir):
+        for folder in self._made:
             folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "config.toml").write_text(_toml(self.settings))
+        self._file.write_text(_toml(self.settings))
         self._program.start(patience)
 
     def stop(self) -> int | None:
@@ -124,7 +160,7 @@ class Daemon:
     def cli(self, *words: str | Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """`modelvold WORDS…` against this daemon, with its end awaited; look at `returncode`."""
         return subprocess.run(
-            [sys.executable, "-m", "modelvold", *(str(word) for word in words)],
+            [*self._python, "-m", "modelvold", *(str(word) for word in words)],
             env={**os.environ, **self._environment},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -153,6 +189,17 @@ class Daemon:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _users_places(folder: Path) -> dict[str, str]:
+    """None of them is where the user's own are."""
+    return {
+        "XDG_CONFIG_HOME": str(folder / "config"),
+        "XDG_DATA_HOME": str(folder / "data"),
+        "XDG_STATE_HOME": str(folder / "state"),
+        "XDG_RUNTIME_DIR": str(folder / "runtime"),
+        "MODELVOLD_ADDRESS": "",
+    }
 
 
 def _toml(settings: Settings) -> str:
