@@ -17,9 +17,10 @@ import pytest
 
 from tests.fakes.registry import Auth, FakeRegistry
 from tests.lab import debian, documents, needs
+from tests.lab.backends import Backend
 from tests.lab.check import settled
 from tests.lab.containerd import Containerd
-from tests.lab.daemon import Daemon
+from tests.lab.daemon import Daemon, Settings
 from tests.lab.documents import Document
 from tests.lab.mounts import Mounted, mounted
 from tests.lab.push import Pushed
@@ -39,6 +40,7 @@ class Stage:
     daemon: Daemon
     containerd: Containerd
     image: Pushed
+    backend: Backend
 
     def lead(self, host: str) -> None:
         """Makes containerd ask the façade first for what is in the registry `host`, a `host:port` of plain HTTP."""
@@ -84,7 +86,7 @@ class Stage:
 
 
 @contextmanager
-def staged(folder: Path, **settings: dict[str, object]) -> Iterator[Stage]:
+def staged(folder: Path, backend: Backend) -> Iterator[Stage]:
     """All of it, gone and settled afterwards; nothing may have had to be taken away by force."""
     with (
         settled(folder),
@@ -93,9 +95,10 @@ def staged(folder: Path, **settings: dict[str, object]) -> Iterator[Stage]:
         FakeRegistry(auth=Auth()) as private,
     ):
         image = registry.push.image()
-        daemon = Daemon(folder / "d", {"fetch": {"prefetch": False}, **settings}, hosts_dir=folder / "c/certs.d")
+        settings: Settings = {"fetch": {"prefetch": False}, "mount": backend.setting}
+        daemon = Daemon(folder / "d", settings, hosts_dir=folder / "c/certs.d")
         containerd = Containerd(folder / "c", image.reference, daemon.for_containerd)
-        stage = Stage(folder, registry, fake, private, daemon, containerd, image)
+        stage = Stage(folder, registry, fake, private, daemon, containerd, image, backend)
         for host in (registry.host, fake.address, private.address):
             stage.lead(host)
         with daemon, containerd:
@@ -104,7 +107,7 @@ def staged(folder: Path, **settings: dict[str, object]) -> Iterator[Stage]:
 
 
 @contextmanager
-def staged_or_skipped() -> Iterator[Stage]:
+def staged_or_skipped(backend: Backend) -> Iterator[Stage]:
     """On a stage in a folder of its own; where this machine cannot have one, the tests are skipped with the reason."""
     folder = needs.lazy_folder()
     try:
@@ -114,7 +117,7 @@ def staged_or_skipped() -> Iterator[Stage]:
             debian.containerd(), debian.runc(), debian.docker_registry(), debian.busybox()
         except debian.Unavailable as unavailable:
             pytest.skip(str(unavailable))
-        with staged(folder) as stage:
+        with staged(folder, backend) as stage:
             yield stage
     finally:
         shutil.rmtree(folder, ignore_errors=True)

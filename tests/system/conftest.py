@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import debian, needs
+from tests.lab.backends import BACKENDS, Backend
 from tests.lab.check import settled
 
 
@@ -27,3 +28,10 @@ def folder() -> Iterator[Path]:
             yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture(scope="module", params=BACKENDS, ids=str)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Each of them: what is tested with it holds for all."""
+    chosen: Backend = request.param
+    return chosen

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from tests.lab.backends import LAZY, Backend
 from tests.lab.containerd import Containerd
 from tests.lab.cri import Cri, Pod
-from tests.lab.daemon import Daemon
+from tests.lab.daemon import Daemon, Settings
 from tests.lab.registry import Registry
 
 
@@ -37,12 +40,13 @@ class Node:
 
 
 @contextmanager
-def node(folder: Path) -> Iterator[Node]:
+def node(folder: Path, backend: Backend = LAZY) -> Iterator[Node]:
     """All of it, with prefetch off; nothing may have to be taken down by force."""
     with ExitStack() as stack:
         registry = stack.enter_context(Registry(folder / "registry"))
         image = registry.push.image()
-        daemon = Daemon(folder / "daemon", {"fetch": {"prefetch": False}}, hosts_dir=folder / "containerd/certs.d")
+        settings: Settings = {"fetch": {"prefetch": False}, "mount": backend.setting}
+        daemon = Daemon(folder / "daemon", settings, hosts_dir=folder / "containerd/certs.d")
         containerd = Containerd(folder / "containerd", image.reference, daemon.for_containerd)
         containerd.hosts(registry)
         stack.enter_context(daemon)
@@ -54,6 +58,11 @@ def node(folder: Path) -> Iterator[Node]:
 def segments_of(daemon: Daemon) -> list[Path]:
     """The files that hold layers' bytes in its store."""
     return [path for path in (daemon.root / "content").rglob("*") if path.is_file()]
+
+
+def status_of(daemon: Daemon) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(ok(daemon, "status", "--json").stdout)
+    return found
 
 
 def ok(daemon: Daemon, *words: str | Path) -> subprocess.CompletedProcess[str]:

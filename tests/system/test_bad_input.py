@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 from modelvold.oci.digest import Digest
 
+from tests.lab.backends import Backend
 from tests.lab.documents import Document, model_layer
 from tests.lab.program import free_port
 from tests.system.bad_stage import Stage, put, put_model, staged_or_skipped
@@ -18,8 +19,8 @@ _REPACK = "ask the producer to pack it"
 
 
 @pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    with staged_or_skipped() as stage:
+def stage(backend: Backend) -> Iterator[Stage]:
+    with staged_or_skipped(backend) as stage:
         yield stage
 
 
