@@ -111,7 +111,7 @@ def _build(config: Config, house: ExitStack) -> None:
     status = Status(store, lending, table, gate, facade=listen, prefetch=config.fetch.prefetch, backend_reason=reason)
     doors = [control_door(_Operator(lending, status))]
     if not config.for_user:
-        snapshotter = Snapshotter(store.root, store.database, lending, store.catalog)
+        snapshotter = Snapshotter(store.root, store.database, lending, store.catalog, lending.lending)
         lending.ask_users_of(lambda volume: [info.name for info in snapshotter.users_of(volume)])
         doors.append(snapshots_door(snapshotter))
     if config.facade.listen:
@@ -146,7 +146,7 @@ def _made(what: str, folder: Path, flag: str, setting: str) -> Iterator[None]:
 def _erofs(config: Config, store: Store, gate: Gate | None) -> Backend:
     """What lies in whole files is of use to `directory` alone."""
     store.withdraw_moved()
-    sweep_trees(store.root / "volumes", set())
+    sweep_trees(store.root / "volumes", {row.id for row in store.catalog.volumes()})
     if gate is None:
         return Complete()
     store.watch(gate)

@@ -21,7 +21,7 @@ from modelvold.registry.client import Client
 from modelvold.registry.credentials import Credentials
 from modelvold.registry.hosts import Hosts
 from modelvold.volume import headers as room
-from modelvold.volume.headers import read_headers
+from modelvold.volume.headers import Bound, read_headers
 from modelvold.volume.spool import Spool
 
 from tests.fakes.registry import Auth, FakeRegistry, Generated
@@ -58,7 +58,9 @@ class Desk:
         return Descriptor(_TYPE, digest, length if size is None else size)
 
     def read(self, blob: bytes | Generated) -> Toc:
-        return read_headers(self.client, self.repository, self.layer(blob), self.spool, self.closing)
+        return read_headers(
+            self.client, self.repository, self.layer(blob), self.spool, bound=Bound(), stopping=self.closing
+        )
 
     def kept(self, start: int, end: int) -> bytes:
         """Of the last layer, what is known from `start` on, up to `end`."""
@@ -69,7 +71,7 @@ class Desk:
     def refused(self, layer: Descriptor, failure: type[errors.Failure], saying: str) -> int:
         """How many requests were made until `failure`."""
         with pytest.raises(failure, match=saying):
-            read_headers(self.client, self.repository, layer, self.spool, self.closing)
+            read_headers(self.client, self.repository, layer, self.spool, bound=Bound(), stopping=self.closing)
         return len(self.registry.requests)
 
     @property
@@ -228,7 +230,7 @@ def test_tries_without_any_progress_are_counted_from_the_last_one_with(desk: Des
             return desk.client.open_range(*asked, **more)  # type: ignore[arg-type]
 
     with pytest.raises(errors.Unreachable, match=r"sent 100 of \d+ bytes"):
-        read_headers(Worse(), desk.repository, layer, desk.spool, desk.closing)
+        read_headers(Worse(), desk.repository, layer, desk.spool, bound=Bound(), stopping=desk.closing)
     starts = [start for start, _ in desk.asked]
     assert starts == [0, 1536, 3072, 3072]
 
@@ -241,7 +243,14 @@ def test_a_registry_that_is_down_is_asked_three_times(desk: Desk) -> None:
 def test_nobody_listening_is_told(desk: Desk) -> None:
     layer = desk.layer(files(3, 10))
     with pytest.raises(errors.Unreachable, match="Connection refused"):
-        read_headers(desk.client, Repository("127.0.0.1:1", "models/tiny"), layer, desk.spool, desk.closing)
+        read_headers(
+            desk.client,
+            Repository("127.0.0.1:1", "models/tiny"),
+            layer,
+            desk.spool,
+            bound=Bound(),
+            stopping=desk.closing,
+        )
 
 
 def test_a_registry_that_falls_silent_before_a_header_is_asked_three_times(
@@ -323,7 +332,7 @@ class _Closes:
 def test_closing_ends_the_reading_with_the_request_under_way(desk: Desk, count: int, size: int) -> None:
     layer = desk.layer(files(count, size))
     with pytest.raises(errors.Unreachable, match="given up"):
-        read_headers(_Closes(desk, 2), desk.repository, layer, desk.spool, desk.closing)
+        read_headers(_Closes(desk, 2), desk.repository, layer, desk.spool, bound=Bound(), stopping=desk.closing)
     assert len(desk.asked) == 2
 
 
@@ -376,7 +385,7 @@ def test_memory_does_not_grow_with_what_is_passed_through(desk: Desk) -> None:
     layer = desk.layer(Generated(512 * step, endless(header(b"a", 200 * KIB), step).read))
     tracemalloc.start()
     try:
-        read = read_headers(desk.client, desk.repository, layer, desk.spool, desk.closing)
+        read = read_headers(desk.client, desk.repository, layer, desk.spool, bound=Bound(), stopping=desk.closing)
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -70,6 +70,11 @@ class TarWalker:
             return None
         return Extent(ContentOffset(self._at), ContentOffset(self._at + self._need))
 
+    @property
+    def entries(self) -> int:
+        """How many have been found so far."""
+        return len(self._entries)
+
     def feed(self, start: ContentOffset, content: bytes | bytearray | memoryview) -> None:
         """Takes the content's bytes from `start`, which is at or before what is wanted, as far as headers lie in them
         whole. The bytes that are `wanted` afterwards must be given from their start, also where some of them were in

@@ -1,4 +1,4 @@
-"""Volumes that their backend shows only when all bytes are here: made complete, ready and mounted in the background.
+"""Volumes that their backend shows only when all bytes are here: made complete and ready in the background.
 
 Whoever asks for one waits as long as it may, and is told how far it is; the work goes on, and who asks again joins it.
 """
@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Self
@@ -28,7 +27,7 @@ class _Work:
 
 
 class Completing:
-    """`complete(row, cancelled)` does it all and returns when the volume is mounted, or once `cancelled()`."""
+    """`complete(row, cancelled)` does it all and returns when the volume is ready to be mounted, or once `cancelled()`."""
 
     def __init__(
         self,
@@ -50,6 +49,9 @@ class Completing:
         for work in works:
             work.cancelled.set()
         self._threads.shutdown(wait=True, cancel_futures=True)
+        for work in works:
+            if not work.future.done():  # it was never begun
+                work.future.set_exception(NotYet("modelvold is stopping", "ask for it again"))
 
     def start(self, row: VolumeRow) -> Future[None]:
         """The work on this volume, begun if nobody had."""
@@ -61,11 +63,11 @@ class Completing:
         return work.future
 
     def wait(self, row: VolumeRow, seconds: float) -> None:
-        """Returns when the volume is mounted. Raises NotYet, with how far it is, after `seconds`; and what the work raised."""
-        try:
-            self.start(row).result(seconds)
-        except FutureTimeoutError:
-            raise self._not_yet(row) from None
+        """Returns when the volume is ready. Raises NotYet, with how far it is, after `seconds`; and what the work raised."""
+        future = self.start(row)
+        if not wait([future], seconds).done:
+            raise self._not_yet(row)
+        future.result()
 
     def cancel(self, row: VolumeRow) -> None:
         """Ends the work on this volume, if there is any, and waits for its end."""
@@ -74,10 +76,6 @@ class Completing:
         if work is not None:
             work.cancelled.set()
             work.future.exception()
-
-    def is_under_way(self, volume: str) -> bool:
-        with self._lock:
-            return volume in self._works
 
     def _run(self, row: VolumeRow, work: _Work) -> None:
         end = partial(work.future.set_result, None)

@@ -10,14 +10,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures import Future, wait
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
-from modelvold.errors import InUse, InvalidInput, Mismatch, NotFound, NotYet, Refused
+from modelvold.errors import InUse, InvalidInput, NotFound, NotYet, Refused
 from modelvold.fetch.fetcher import Fetcher
 from modelvold.lending.completing import Completing
+from modelvold.lending.openings import Openings
 from modelvold.lending.pulls import LOOK, Pulls
 from modelvold.lending.rates import Rates
 from modelvold.lending.report import Progress
@@ -26,17 +27,14 @@ from modelvold.mount.backend import Volume
 from modelvold.mount.places import Places
 from modelvold.mount.table import MountTable
 from modelvold.oci.digest import Digest
-from modelvold.oci.document import Manifest
 from modelvold.oci.reference import Reference, Repository
 from modelvold.store.catalog import VolumeRow
 from modelvold.store.content import Content
 from modelvold.store.store import Store
-from modelvold.volume.opener import Opener, volume_id
+from modelvold.volume.opener import Opener
 
 log = logging.getLogger(__name__)
 
-#: Openings under way; each is documents, headers and small files only.
-_OPENERS = 8
 #: Seconds that a consumer of a volume waits while it is mounted again, where that takes more than a mount.
 _PATIENCE = 1.0
 
@@ -62,18 +60,17 @@ class Lending:
         self._places = places
         self._is_prefetching = prefetch
         self._users_of: Callable[[str], Sequence[str]] = lambda _: ()
-        self._lock = threading.Lock()  # guards the two tables below
-        self._rows: dict[str, VolumeRow] = {}
-        self._opening: dict[str, Future[VolumeRow]] = {}
-        self._placing = threading.Lock()  # guards that a folder is taken once: held over making one mount or link
-        self._openers = ThreadPoolExecutor(_OPENERS, thread_name_prefix="open")
+        #: Held while a volume is mounted and recorded as used, and while one is found unused and taken away. Over mounts and the
+        #: disk, never over the network.
+        self.lending = threading.RLock()
         self.rates = Rates(store.contents)
+        self._openings = Openings(store, opener)
         self._pulls = Pulls(store, fetcher, self.rates, stall=stall)
         self._completing = Completing(self._complete, self._pulls.progress)
 
     def __enter__(self) -> Self:
-        self._rows = {row.id: row for row in self._store.catalog.volumes()}
-        self._table.adopt([self.volume(row) for row in self._rows.values()])
+        self._openings.__enter__()
+        self._table.adopt([self.volume(row) for row in self._openings.rows()])
         self._forget_lost_places()
         self.rates.__enter__()
         self._completing.__enter__()
@@ -82,10 +79,9 @@ class Lending:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._opener.close()
         self._completing.__exit__(*_)
         self.rates.__exit__(*_)
-        self._openers.shutdown(wait=True, cancel_futures=True)
+        self._openings.__exit__(*_)
 
     def ask_users_of(self, users_of: Callable[[str], Sequence[str]]) -> None:
         """`users_of(volume)` names the snapshots that stand on it: the room above knows."""
@@ -94,28 +90,24 @@ class Lending:
     # -- for snapshots (snapshot.Volumes)
 
     def open(self, repository: Repository, original: Digest, reference: str, wait: float) -> str:
-        """The volume's id, opened and mounted, or NotYet after `wait` seconds, and the work goes on."""
+        """The volume's id, opened and ready to be mounted, or NotYet after `wait` seconds, and the work goes on."""
         self._store.check()
         until = time.monotonic() + wait
-        try:
-            row = self._begin_to_open(repository, original, reference).result(wait)
-        except FutureTimeoutError:
+        opening = self._openings.begin(repository, original, reference)
+        if not _is_done(opening, wait):
             raise NotYet(
                 f"model {reference}: still being opened after {wait:g} s",
                 "the work goes on: pull again, see `modelvold status`",
-            ) from None
-        if self._table.is_lazy or self._table.is_mounted(row.id):
-            self.mounted(row.id)
-        else:
+            )
+        row = opening.result()
+        if not self._is_ready(row):
             self._completing.wait(row, max(0.0, until - time.monotonic()))
         return row.id
 
     def mounted(self, volume_id: str) -> Path:
-        with self._lock:
-            row = self._rows.get(volume_id)
-        if row is None:
-            raise NotFound(f"volume {volume_id}: not in the store", "remove the image and pull it again")
-        if not (self._table.is_lazy or self._table.is_mounted(volume_id)):
+        """See snapshot.Volumes. To be used while `lending` is held, or by a path that may go again."""
+        row = self._openings.row(volume_id)
+        if not self._is_ready(row):
             self._completing.wait(row, _PATIENCE)
         volume = self.volume(row)
         path = self._table.ensure(volume)
@@ -135,8 +127,8 @@ class Lending:
         they are; then what is shown, unless it was `cancelled`. Raises InvalidInput, Refused, and whatever opening raises."""
         asked = Reference.parse(reference)
         self._check_place(directory)
-        row = self._resolve_and_open(asked)
-        if not (self._table.is_lazy or self._table.is_mounted(row.id)):
+        row = self._resolve_and_open(asked, cancelled)
+        if not self._is_ready(row):
             work = self._completing.start(row)
             last = None
             while not work.done():
@@ -147,7 +139,7 @@ class Lending:
                 last = step
                 time.sleep(LOOK)
             work.result()
-        self._place(row, self.mounted(row.id), directory)
+        self._place(row, directory)
         log.info("place volume=%s directory=%s", row.id, directory)
         yield row
 
@@ -164,29 +156,33 @@ class Lending:
                 ) from error
         self._store.catalog.unplace(str(directory))
         log.info("unplace volume=%s directory=%s", volume, directory)
-        if not self.users(volume) and (mounted := self._mounted_volume(volume)):
-            self._release_if_closed(mounted)
+        with self.lending:
+            if not self.users(volume) and (mounted := self._mounted_volume(volume)):
+                self._release_if_closed(mounted)
 
     def pull(self, reference: str, cancelled: Callable[[], bool]) -> Iterator[Progress]:
         """Makes every byte present, durable and verified; the last Progress is done. Raises what keeps it from that."""
-        yield from self._pulls.run(self._resolve_and_open(Reference.parse(reference)), cancelled)
+        yield from self._pulls.run(self._resolve_and_open(Reference.parse(reference), cancelled), cancelled)
 
     def remove(self, reference: str) -> int:
         """Forgets a model and frees its bytes. Raises NotFound, or InUse naming who uses it. Returns the bytes freed."""
         rows = self.find(reference)
         if not rows:
             raise NotFound(f"model {reference}: not in the store", "see `modelvold status`")
-        for row in rows:
-            self._completing.cancel(row)
-            self._check_unused(row)
-        return sum(self._remove(row) for row in rows)
+        with ExitStack() as leaving:
+            for row in rows:
+                leaving.enter_context(self._openings.leaving(row))
+                self._completing.cancel(row)
+            with self.lending:
+                for row in rows:
+                    self._check_unused(row)
+                return sum(self._remove(row) for row in rows)
 
     # -- what there is
 
     def find(self, reference: str | None) -> list[VolumeRow]:
         """The volumes that a reference, a manifest's digest or a volume's id names; all of them without one."""
-        with self._lock:
-            rows = list(self._rows.values())
+        rows = self._openings.rows()
         if not reference:
             return rows
         exact = [row for row in rows if reference in {row.id, str(row.manifest), row.manifest.hex}]
@@ -209,31 +205,24 @@ class Lending:
 
     # -- how
 
-    def _resolve_and_open(self, asked: Reference) -> VolumeRow:
+    def _resolve_and_open(self, asked: Reference, cancelled: Callable[[], bool]) -> VolumeRow:
+        """Raises NotYet once `cancelled()`; the work goes on."""
         manifest = self._opener.resolve(asked)
-        return self._ensure_open(asked.repository, manifest, str(asked))
+        opening = self._openings.begin(asked.repository, manifest.digest, str(asked), manifest)
+        while not _is_done(opening, LOOK):
+            if cancelled():
+                raise NotYet(f"model {asked}: given up while it was opened", "ask for it again")
+        return opening.result()
 
-    def _begin_to_open(self, repository: Repository, original: Digest, reference: str) -> Future[VolumeRow]:
-        volume = volume_id(repository, original)
-        with self._lock:
-            opening = self._opening.get(volume)
-            if opening is None:
-                opening = self._openers.submit(self._open, repository, original, reference)
-                self._opening[volume] = opening
-                opening.add_done_callback(lambda _: self._opened(volume))
-        return opening
-
-    def _open(self, repository: Repository, original: Digest, reference: str) -> VolumeRow:
-        return self._ensure_open(repository, self._opener.document(repository, original), reference)
+    def _is_ready(self, row: VolumeRow) -> bool:
+        return self._table.is_mounted(row.id) or self._table.is_ready(self.volume(row))
 
     def _complete(self, row: VolumeRow, cancelled: Callable[[], bool]) -> None:
-        """See Completing."""
-        for _ in self._pulls.run(row, cancelled):
+        """See Completing. Raises NotYet where the volume is being removed meanwhile."""
+        for _ in self._pulls.run(self._openings.row(row.id), cancelled):
             pass
         if not cancelled():
-            volume = self.volume(row)
-            self._table.make_ready(volume)
-            self._table.ensure(volume)
+            self._table.make_ready(self.volume(row), cancelled)
 
     def _check_place(self, directory: Path) -> None:
         if str(directory) in self._store.catalog.placed() or self._places.is_taken(directory):
@@ -243,10 +232,11 @@ class Lending:
                 f"directory {directory}: not an existing folder named by its real, absolute path", "create it first"
             )
 
-    def _place(self, row: VolumeRow, path: Path, directory: Path) -> None:
+    def _place(self, row: VolumeRow, directory: Path) -> None:
         """Recorded first: what is recorded and not shown is forgotten at the next start, what is shown and not recorded would
         be nobody's to take away."""
-        with self._placing:
+        with self.lending:
+            path = self.mounted(row.id)
             self._check_place(directory)
             self._store.catalog.place(str(directory), row.id)
             try:
@@ -256,34 +246,6 @@ class Lending:
                 raise InvalidInput(
                     f"directory {directory}: {error.strerror}", "it must be an empty folder that you may write"
                 ) from error
-
-    def _ensure_open(self, repository: Repository, manifest: Manifest, reference: str) -> VolumeRow:
-        """The volume's row, made if it is new. Single flight by the lock of its own: two openings of one model are rare and short."""
-        name = volume_id(repository, manifest.digest)
-        with self._lock:
-            row = self._rows.get(name)
-        if row is None:
-            self._store.check()
-            row = self._opener.open(repository, manifest, reference)
-            with self._lock:
-                self._rows[name] = row
-            return row
-        for content in self.contents(row):
-            if content.state == "quarantined":
-                raise Mismatch(
-                    f"{reference}: layer {content.digest} is in quarantine: {content.reason}",
-                    "remove the model with `modelvold rm`, mend it at the registry, pull again",
-                )
-        if row.reference != reference:
-            self._store.catalog.set_reference(name, reference)
-            row = VolumeRow(row.id, repository, row.manifest, reference, row.document, row.uuid, row.size, row.contents)
-            with self._lock:
-                self._rows[name] = row
-        return row
-
-    def _opened(self, volume: str) -> None:
-        with self._lock:
-            self._opening.pop(volume, None)
 
     def _start_prefetch(self, volume: Volume) -> None:
         if self._is_prefetching:
@@ -310,23 +272,24 @@ class Lending:
                 ) from failure
 
     def _remove(self, row: VolumeRow) -> int:
-        with self._lock:
-            self._rows.pop(row.id, None)
-            needed = {number for other in self._rows.values() for number in other.contents}
-        orphans = [self._store.content(number) for number in set(row.contents) - needed]
-        self._fetcher.forget(orphans)
-        self._table.forget(self.volume(row))
-        self._store.catalog.remove_volume(row.id)
-        self._opener.image_path(row.id).unlink(missing_ok=True)
-        freed = sum(self._store.remove(content) for content in orphans)
+        volume = self.volume(row)
+        with self._opener.settling:
+            self._openings.forget(row)
+            self._table.forget(volume)
+            gone = set(self._store.catalog.remove_volume(row.id))
+            self._opener.image_path(row.id).unlink(missing_ok=True)
+            orphans = {content.id: content for content in volume.contents if content.id in gone}
+            self._fetcher.forget(list(orphans.values()))
+            freed = sum(self._store.remove(content) for content in orphans.values())
         log.info("remove volume=%s reference=%s freed=%d", row.id, row.reference, freed)
         return freed
 
     def _release(self, volume: Volume) -> None:
         self._table.release(volume.id)
+        pulled = [row for row in self._openings.rows() if self._pulls.is_running(row.id)]
         needed = {content.id for other in self._table.mounted() for content in other.contents}
-        if not self._pulls.is_running(volume.id):
-            self._fetcher.forget([content for content in volume.contents if content.id not in needed])
+        needed |= {number for row in pulled for number in row.contents}
+        self._fetcher.forget([content for content in volume.contents if content.id not in needed])
 
     def _release_if_closed(self, volume: Volume) -> None:
         """What nobody asked to go may stay: `rm` names who has files of it open."""
@@ -344,3 +307,8 @@ class Lending:
             if not self._places.is_taken(Path(directory)):
                 log.warning("unplace directory=%s reason='no longer mounted'", directory)
                 self._store.catalog.unplace(directory)
+
+
+def _is_done(future: Future[VolumeRow], seconds: float) -> bool:
+    """Whether it is within so many seconds. (`result` would tell its own time-out and one that the work raised alike.)"""
+    return bool(wait([future], seconds).done)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -40,8 +40,8 @@ class Known:
 
 
 class Backend(Protocol):
-    """`is_lazy`: whether a volume may be shown before its bytes are here. Where not, all of them are verified before
-    `make_ready` is called."""
+    """`is_lazy`: whether a volume is shown before its bytes are here. Where not, all of them are verified before `make_ready`
+    is called."""
 
     name: str
     is_lazy: bool
@@ -49,8 +49,12 @@ class Backend(Protocol):
     def adopt(self, known: Sequence[Known]) -> Sequence[Volume]:
         """Once, before anything is mounted. The volumes that are still shown, and from now on served again."""
 
-    def make_ready(self, volume: Volume) -> None:
-        """What takes its time, so that `mount` is quick; no lock is held. May be called again. Raises Failure."""
+    def is_ready(self, volume: Volume) -> bool:
+        """Whether `mount` may be called. Quick."""
+
+    def make_ready(self, volume: Volume, cancelled: Callable[[], bool]) -> None:
+        """What takes its time and makes it ready; no lock is held. May be called again. Raises Failure, NotYet once
+        `cancelled()`."""
 
     def mount(self, volume: Volume, target: Path) -> str:
         """Shows `volume` at `target`, an empty folder. Returns what `adopt` will need to know after a restart. Raises OSError."""
@@ -59,4 +63,4 @@ class Backend(Protocol):
         """Takes it away; `target` is an empty folder again. `others` are still mounted. Raises OSError(EBUSY) while it is in use."""
 
     def forget(self, volume: Volume) -> None:
-        """The volume leaves the store. It is not mounted."""
+        """The volume leaves the store. It is not mounted, and nobody makes it ready."""

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from modelvold.errors import Exhausted, Failing
+from modelvold.errors import Exhausted, Refused, Unsupported
 from modelvold.layer.extent import ContentOffset, Extent
 from modelvold.linux import mounts
 from modelvold.linux.files import sync_filesystem
@@ -52,52 +52,93 @@ class Directory:
 
     def adopt(self, known: Sequence[Known]) -> Sequence[Volume]:
         sweep_trees(self._store.root / "volumes", {each.volume.id for each in known})
-        return [each.volume for each in known if self._places.shows(self._tree(each.volume), each.target)]
+        return [each.volume for each in known if self._places.shows(_tree(each.volume), each.target)]
 
-    def make_ready(self, volume: Volume) -> None:
+    def is_ready(self, volume: Volume) -> bool:
+        return _tree(volume).is_dir()
+
+    def make_ready(self, volume: Volume, cancelled: Callable[[], bool]) -> None:
         with self._making:
-            if self._tree(volume).is_dir():
+            if self.is_ready(volume):
                 return
+            self._check_not_read(volume)
             tree = self._tree_of(volume)
             files = _files(tree, len(volume.contents))
             for content, extents in zip(volume.contents, files, strict=True):
-                self._store.make_whole(content, extents)
-            try:
-                self._make(volume, tree, files)
-            except OSError as error:
-                raise Exhausted(
-                    f"volume {volume.id}: {error.strerror} while its folder was made", "make room"
-                ) from error
+                self._store.make_whole(content, extents, cancelled)
+            self._make(volume, tree, files)
 
     def mount(self, volume: Volume, target: Path) -> str:
-        self._places.show(self._tree(volume), target)
+        self._places.show(_tree(volume), target)
         return ""
 
     def unmount(self, volume: Volume, target: Path, others: Sequence[Volume]) -> None:
         self._places.hide(target)
 
     def forget(self, volume: Volume) -> None:
-        with self._making:
-            _remove(self._tree(volume))
+        remove_tree(volume)
 
-    def _tree(self, volume: Volume) -> Path:
-        return volume.image.with_suffix(_TREE)
+    def _check_not_read(self, volume: Volume) -> None:
+        """Segments that the kernel reads for a mount of another backend, made before this daemon's start, may not be emptied.
+        Raises Refused."""
+        images = self._store.root / "volumes"
+        read = {
+            Path(entry.source).stem: entry.mount_point
+            for entry in mounts.mountinfo()
+            if entry.fs_type == "erofs" and Path(entry.source).parent == images
+        }
+        needed = {content.id for content in volume.contents if not content.is_whole}
+        for row in self._store.catalog.volumes():
+            if row.id in read and needed & set(row.contents):
+                raise Refused(
+                    f"model {row.reference}: it is still read through the EROFS mount at {read[row.id]}, of another backend",
+                    "end the pods that use it, or set [mount] backend as it was",
+                )
 
     def _make(self, volume: Volume, tree: Tree, files: Sequence[Sequence[Extent]]) -> None:
         """Aside, synced, then in place."""
-        aside = volume.image.with_suffix(_TREE + _NEW)
-        _remove(aside)
-        aside.mkdir(mode=0o700)
-        _Planting(volume, files).plant(aside, tree.root)
-        descriptor = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        aside = _aside(volume)
+        try:
+            _remove(aside)
+            aside.mkdir(mode=0o700)
+            _Planting(volume, files).plant(aside, tree.root)
+            self._sync(aside)
+            aside.rename(_tree(volume))
+        except OSError as error:
+            _remove(aside)
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise Exhausted(
+                    f"volume {volume.id}: {error.strerror} while its folder was made", "make room"
+                ) from error
+            raise Unsupported(
+                f"volume {volume.id}: this file system cannot hold it as a folder: {error.strerror}: {error.filename}",
+                "another backend can show it; see `modelvold doctor`",
+            ) from error
+        log.info("make tree volume=%s nodes=%d", volume.id, tree.nodes)
+
+    def _sync(self, folder: Path) -> None:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             sync_filesystem(descriptor)
         except OSError as error:
-            raise Failing(f"store {aside}: {error.strerror}", "see its disk") from error
+            self._store.on_sync_failed(f"syncfs of {folder}: {error.strerror}")
+            self._store.check()
         finally:
             os.close(descriptor)
-        aside.rename(self._tree(volume))
-        log.info("make tree volume=%s nodes=%d", volume.id, tree.nodes)
+
+
+def remove_tree(volume: Volume) -> None:
+    """What was made of a volume, whole or in part."""
+    for folder in (_tree(volume), _aside(volume)):
+        _remove(folder)
+
+
+def _tree(volume: Volume) -> Path:
+    return volume.image.with_suffix(_TREE)
+
+
+def _aside(volume: Volume) -> Path:
+    return volume.image.with_suffix(_TREE + _NEW)
 
 
 class _Planting:

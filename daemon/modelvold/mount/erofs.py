@@ -2,15 +2,18 @@
 
 `complete` shows a volume when all its bytes are here: the kernel opens the segments by the ordinary path, and nobody is
 asked about anything. A segment that is lost later is an I/O error until it is fetched again.
+
+What the backend `directory` had made of a volume stays while the volume does: somebody may still read it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from modelvold.linux import mounts
 from modelvold.mount.backend import Known, Volume
+from modelvold.mount.directory import remove_tree
 
 
 def shown(known: Sequence[Known]) -> list[Known]:
@@ -26,10 +29,13 @@ class Complete:
     is_lazy = False
 
     def adopt(self, known: Sequence[Known]) -> Sequence[Volume]:
-        return [each.volume for each in shown(known)]
+        return [each.volume for each in shown(known) if self.is_ready(each.volume)]
 
-    def make_ready(self, volume: Volume) -> None:
-        """Its bytes are."""
+    def is_ready(self, volume: Volume) -> bool:
+        return all(content.is_durable and content.is_verified for content in volume.contents)
+
+    def make_ready(self, volume: Volume, cancelled: Callable[[], bool]) -> None:
+        """Its bytes are here."""
 
     def mount(self, volume: Volume, target: Path) -> str:
         try:
@@ -42,7 +48,7 @@ class Complete:
         mounts.unmount(target)
 
     def forget(self, volume: Volume) -> None:
-        """The image is the store's."""
+        remove_tree(volume)
 
     def _mount(self, volume: Volume, target: Path) -> None:
         mounts.mount_erofs(volume.image, [segment.path for segment in volume.segments], target)

@@ -7,12 +7,13 @@ events is decided when EROFS opens it: so the mark is there before the first mou
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from modelvold.linux import mounts
 from modelvold.mount import erofs
 from modelvold.mount.backend import Known, Volume
+from modelvold.mount.directory import remove_tree
 from modelvold.mount.gate import Gate
 from modelvold.store.segment import Segment
 
@@ -47,8 +48,12 @@ class Lazy:
                 log.warning("adopt volume=%s reason='the store mount it was opened through is gone'", volume.id)
                 self._gate.guard_files(volume.segments)
 
-    def make_ready(self, volume: Volume) -> None:
-        """It always is."""
+    def is_ready(self, volume: Volume) -> bool:
+        """Bytes that are not verified are shown to the source alone that they come from (rule 6), not to those who share them."""
+        return all(content.source or content.is_verified for content in volume.contents)
+
+    def make_ready(self, volume: Volume, cancelled: Callable[[], bool]) -> None:
+        """What is shared is verified again."""
 
     def mount(self, volume: Volume, target: Path) -> str:
         self._gate.watch(volume.id, volume.segments)
@@ -64,7 +69,7 @@ class Lazy:
         self._gate.unwatch([segment for segment in volume.segments if segment.inode not in needed])
 
     def forget(self, volume: Volume) -> None:
-        """The image is the store's."""
+        remove_tree(volume)
 
     def close_door(self) -> None:
         """When nothing is mounted any more."""

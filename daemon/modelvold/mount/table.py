@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from modelvold.errors import Failing, InUse
@@ -101,22 +102,35 @@ class MountTable:
             target.rmdir()
         log.info("unmount volume=%s", volume)
 
-    def make_ready(self, volume: Volume) -> None:
-        """What the backend must do before `ensure` is quick. All bytes are here, where it needs them."""
-        self._backend.make_ready(volume)
+    def is_ready(self, volume: Volume) -> bool:
+        """Whether `ensure` may be called."""
+        return self._backend.is_ready(volume)
+
+    def make_ready(self, volume: Volume, cancelled: Callable[[], bool]) -> None:
+        """What the backend must do before. All bytes are here, where it needs them."""
+        self._backend.make_ready(volume, cancelled)
 
     def forget(self, volume: Volume) -> None:
         """It leaves the store, and is not mounted."""
         self._backend.forget(volume)
 
     def _sweep(self, adopted: set[str]) -> None:
+        """What cannot be taken away stays, and is in nobody's way."""
         below = f"{self._folder}/"
         for point in [entry.mount_point for entry in mounts.mountinfo() if entry.mount_point.startswith(below)]:
             if point not in adopted:
                 log.warning("unmount path=%s reason='no volume of this store, or of another backend'", point)
-                mounts.unmount(Path(point), detach=True)
+                with _tolerated(point):
+                    mounts.unmount(Path(point), detach=True)
         for path in self._folder.iterdir():
-            if path.is_symlink() and str(path) not in adopted:
-                path.unlink()
-            elif str(path) not in adopted:
-                path.rmdir()
+            if str(path) not in adopted:
+                with _tolerated(path):
+                    path.unlink() if path.is_symlink() else path.rmdir()
+
+
+@contextmanager
+def _tolerated(path: object) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        log.warning("keep path=%s reason=%r", path, error.strerror)

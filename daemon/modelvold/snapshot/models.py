@@ -13,6 +13,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 
 from modelvold.errors import AlreadyExists, NotYet, Refused
 from modelvold.snapshot.metastore import Metastore
@@ -33,7 +34,9 @@ class Models:
     """`lending` is held while a volume is mounted and recorded as used, and must be held while unused ones are
     unmounted: a volume between the two steps is used by nobody that the records know."""
 
-    def __init__(self, metastore: Metastore, volumes: Volumes, proofs: Proofs, lending: threading.Lock) -> None:
+    def __init__(
+        self, metastore: Metastore, volumes: Volumes, proofs: Proofs, lending: AbstractContextManager[object]
+    ) -> None:
         self._metastore = metastore
         self._volumes = volumes
         self._proofs = proofs

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from modelvold.errors import AlreadyExists, Refused
@@ -29,15 +30,23 @@ _OVERLAY_INDEX = Path("/sys/module/overlay/parameters/index")
 
 
 class Snapshotter:
-    """Snapshots below `root`/snapshots. Made with the folders swept; safe to call from any thread."""
+    """Snapshots below `root`/snapshots. Made with the folders swept; safe to call from any thread. `lending`: see Models; others
+    than containerd use volumes too."""
 
-    def __init__(self, root: Path, database: Database, volumes: Volumes, proofs: Proofs) -> None:
+    def __init__(
+        self,
+        root: Path,
+        database: Database,
+        volumes: Volumes,
+        proofs: Proofs,
+        lending: AbstractContextManager[object] | None = None,
+    ) -> None:
         snapshots = root.absolute() / "snapshots"
         self._metastore = Metastore(database)
         self._folders = Folders(snapshots)
         self._layout = Layout(snapshots, ("index=off",) if _OVERLAY_INDEX.exists() else ())
         self._volumes = volumes
-        self._lending = threading.Lock()  # see Models
+        self._lending = lending or threading.Lock()
         self._models = Models(self._metastore, volumes, proofs, self._lending)
         self._sweep_lock = threading.Lock()  # guards the folder `removed`: one sweep at a time
         self._sweep()

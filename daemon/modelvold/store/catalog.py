@@ -169,10 +169,15 @@ class Catalog:
             )
 
     def unrecord(self, segments: Iterable[tuple[int, int]]) -> None:
-        """Synced when this returns: only then may the bytes go."""
+        """Synced when this returns: only then may the bytes go. A content that was verified is so no longer."""
+        gone = list(segments)
         with self._db.write() as cursor:
             cursor.executemany(
-                "UPDATE segment SET fingerprint = NULL, moved = 0 WHERE content = ? AND number = ?", segments
+                "UPDATE segment SET fingerprint = NULL, moved = 0 WHERE content = ? AND number = ?", gone
+            )
+            cursor.executemany(
+                "UPDATE content SET state = 'unverified' WHERE id = ? AND state = 'verified'",
+                ((content,) for content in {content for content, _ in gone}),
             )
 
     def record_moved(self, content: int, number: int) -> None:
@@ -245,9 +250,14 @@ class Catalog:
                 ((volume.id, n, content) for n, content in enumerate(volume.contents)),
             )
 
-    def remove_volume(self, volume: str) -> None:
+    def remove_volume(self, volume: str) -> list[int]:
+        """And the contents that no other volume names; which those were."""
+        unnamed = "FROM content WHERE id NOT IN (SELECT content FROM volume_layer)"
         with self._db.write() as cursor:
             cursor.execute("DELETE FROM volume WHERE id = ?", (volume,))
+            found = [number for (number,) in cursor.execute(f"SELECT id {unnamed}")]
+            cursor.execute(f"DELETE {unnamed}")
+            return found
 
     def set_reference(self, volume: str, reference: str) -> None:
         with self._db.write() as cursor:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from modelvold.errors import Failing, Refused
+from modelvold.errors import Exhausted, Failing, Failure, Refused
 
 
 class Database:
@@ -48,19 +48,29 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Cursor]:
-        """A transaction; committed and synced when the block ends, rolled back when it raises."""
+        """A transaction; committed and synced when the block ends, rolled back when it raises.
+
+        Raises Exhausted where the disk has no room for it, Failing where SQLite cannot write; IntegrityError is the block's own.
+        """
         with self._write_lock:
             cursor = self._writer.cursor()
-            cursor.execute("BEGIN IMMEDIATE")
             try:
+                cursor.execute("BEGIN IMMEDIATE")
                 yield cursor
-            except BaseException:
-                cursor.execute("ROLLBACK")
-                raise
-            else:
                 cursor.execute("COMMIT")
+            except BaseException as error:
+                if self._writer.in_transaction:
+                    cursor.execute("ROLLBACK")
+                if isinstance(error, sqlite3.OperationalError):
+                    raise self._failure(error) from error
+                raise
             finally:
                 cursor.close()
+
+    def _failure(self, error: sqlite3.OperationalError) -> Failure:
+        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            return Exhausted(f"{self._path}: {error}", "make room on its disk")
+        return Failing(f"{self._path}: {error}", "see its disk")
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Cursor]:

@@ -25,6 +25,11 @@ def recover(root: Path, catalog: Catalog) -> list[Content]:
         segments = catalog.segments(row.id)
         content = Content(root, settled, segments)
         _drop(catalog, content, _untrusted(content, segments))
+        if content.is_verified and not content.is_durable:
+            content.state = "unverified"
+            catalog.set_state(content.id, "unverified")
+        if not any(segment.moved for segment in content.segments):
+            shutil.rmtree(content.whole(0).parent, ignore_errors=True)
         contents.append(content)
     known = {content.folder() for content in contents}
     for folder in (root / "content").glob("*/sha256/*/*"):
@@ -77,8 +82,5 @@ def _drop(catalog: Catalog, content: Content, lost: Sequence[Segment]) -> None:
     catalog.unrecord((content.id, segment.number) for segment in lost)
     if content.is_verified:
         content.state = "unverified"
-        catalog.set_state(content.id, "unverified")
-    if any(segment.moved for segment in lost):
-        shutil.rmtree(content.whole(0).parent, ignore_errors=True)
     for segment in lost:
         segment.truncate()

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol, Self
 
-from modelvold.errors import Exhausted, Failing, Failure, Mismatch, Refused
+from modelvold.errors import Exhausted, Failing, Failure, Mismatch, NotYet, Refused
 from modelvold.layer import toc
 from modelvold.layer.extent import Extent
 from modelvold.linux.files import sync_folder
@@ -79,8 +79,8 @@ class Store:
             for content in recover(self.root, self.catalog):
                 self._contents[content.id] = content
                 self._by_key[content.digest, content.reading, content.source] = content
-            self._verification = life.enter_context(Verification(self._on_judged))
-            self._durability = life.enter_context(Durability(self._on_synced, self._on_sync_failed))
+            self._verification = life.enter_context(Verification(self._on_judged, self._on_not_judged))
+            self._durability = life.enter_context(Durability(self._on_synced, self.on_sync_failed))
             life.callback(self._closing.set)
             self._life = life.pop_all()
         for content in self.contents():
@@ -129,9 +129,10 @@ class Store:
         cut: Sequence[Extent],
         *,
         headers: bytes | None = None,
+        known: Callable[[Extent], Iterable[memoryview]] = lambda _: (),
     ) -> Content:
-        """An empty content. Its files exist, empty, when this returns: EROFS opens them all. `headers` is the encoded toc of
-        a tar."""
+        """A new content. Its files exist when this returns: EROFS opens them all. They are empty, but for what is `known`: of
+        each segment the bytes from its start on, as far as they are at hand. `headers` is the encoded toc of a tar."""
         self.check()
         folder = folder_of(self.root, digest, reading, source)
         try:
@@ -147,14 +148,27 @@ class Store:
         number = self.catalog.add_content(digest, reading, source, length, cut, toc=headers)
         row = ContentRow(number, digest, reading, source, length, "unverified", "")
         content = Content(self.root, row, (SegmentRow(n, extent, None) for n, extent in enumerate(cut)))
-        for segment in content.segments:
-            segment.inode = segment.path.stat().st_ino
         with self._lock:
             self._contents[number] = content
-            self._by_key[digest, reading, source] = content
+        for segment in content.segments:
+            segment.inode = segment.path.stat().st_ino
+            self._seed(segment, known(segment.extent))
+        with self._lock:
+            if content.source == source:  # and not verified and shared by now
+                self._by_key[digest, reading, source] = content
         if not cut:
             self._verification.submit(content)
         return content
+
+    def _seed(self, segment: Segment, known: Iterable[memoryview]) -> None:
+        """Nobody else has the segment yet. What cannot be kept is fetched, and whoever does that says why it fails."""
+        with segment.writer() as writer:
+            try:
+                for piece in known:
+                    writer.append(piece)
+                    self.on_appended(writer)
+            except (OSError, Failure) as error:
+                log.info("seed segment=%s ended reason=%r", segment.path, str(error))
 
     def on_appended(self, writer: Writer) -> None:
         """A transfer appended through `writer`: tell those who wait, and see to durability when it was the last.
@@ -184,28 +198,21 @@ class Store:
         if self.failing:
             raise self.failing
 
-    def seed(self, content: Content, known: Callable[[Extent], Iterable[memoryview]]) -> None:
-        """Fills a new content's segments as far as their bytes are `known` already, each from its start."""
-        for segment in content.segments:
-            with segment.writer() as writer:
-                for piece in known(segment.extent):
-                    try:
-                        writer.append(piece)
-                    except OSError:  # no room: whoever fetches it will say so
-                        return
-                    self.on_appended(writer)
-
-    def make_whole(self, content: Content, files: Sequence[Extent]) -> None:
+    def make_whole(
+        self, content: Content, files: Sequence[Extent], cancelled: Callable[[], bool] = lambda: False
+    ) -> None:
         """Moves a verified content's bytes into whole files (`store.whole`), one call at a time.
 
         Raises Exhausted on a full disk, Failing where the disk fails, or where whole files that were recorded are gone:
-        then all of the content is missing again.
+        then all of the content is missing again; NotYet where it is not all here, or once `cancelled()`.
         """
         self.check()
+        if not (content.is_durable and content.is_verified):
+            raise NotYet(f"layer {content.digest}: its bytes have gone again", "they are fetched again")
         try:
-            whole.move(content, files, lambda segment: self.catalog.record_moved(content.id, segment.number))
+            whole.move(content, files, lambda segment: self.catalog.record_moved(content.id, segment.number), cancelled)
         except whole.SyncFailed as error:
-            self._on_sync_failed(f"syncfs of {content.folder()}: {error.strerror}")
+            self.on_sync_failed(f"syncfs of {content.folder()}: {error.strerror}")
             self.check()
         except OSError as error:
             raise Exhausted(f"store {content.folder()}: {error.strerror}", "make room in the store") from error
@@ -224,9 +231,7 @@ class Store:
         for segment in held:
             segment.durable = False
         for content in {content_of(segment) for segment in held}:
-            if content.is_verified:
-                content.state = "unverified"
-                self.catalog.set_state(content.id, "unverified")
+            content.state = "unverified" if content.is_verified else content.state
         for watcher in self._watchers:
             watcher.on_withdrawn(held)
         self._closing.wait(GRACE)
@@ -247,8 +252,9 @@ class Store:
         freed = sum(segment.present for segment in content.segments)
         self.catalog.remove_content(content.id)
         with self._lock:
-            del self._contents[content.id]
-            self._by_key.pop((content.digest, content.reading, content.source), None)
+            self._contents.pop(content.id, None)
+            if self._by_key.get((content.digest, content.reading, content.source)) is content:
+                del self._by_key[content.digest, content.reading, content.source]
         shutil.rmtree(content.folder(), ignore_errors=True)
         return freed
 
@@ -270,7 +276,8 @@ class Store:
             if content.is_durable and content.state == "unverified":
                 self._verification.submit(content)
 
-    def _on_sync_failed(self, why: str) -> None:
+    def on_sync_failed(self, why: str) -> None:
+        """What was written may not be on disk: from now on the store is failing."""
         with self._settling:
             if self.failing:
                 return
@@ -318,20 +325,27 @@ class Store:
             return f"it is no tar: {failure.message}"
         return "" if is_same else "the registry sent other headers when it was opened than the tar has"
 
+    def _on_not_judged(self, content: Content, error: Exception) -> None:
+        """Whoever pulls it is told, and need not wait for what does not come."""
+        failure = error if isinstance(error, Failure) else Failing(f"layer {content.digest}: {error}", "see the log")
+        content.last_error = failure
+        self.fail(content.segments, failure)
+
     def _share(self, content: Content) -> None:
         """Into the shared place, unless the same content lies there already. Three steps, each safe to be the last one done."""
         self.catalog.set_state(content.id, "verified")
         source = content.source
         shared = folder_of(self.root, content.digest, content.reading, "")
+        shared.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self._lock:
-            taken = (content.digest, content.reading, "") in self._by_key
-        if not taken:
-            shared.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with self._lock:
+            is_ours = self._contents.get(content.id) is content  # and not removed meanwhile
+            is_moving = is_ours and (content.digest, content.reading, "") not in self._by_key
+            if is_moving:
                 content.folder().rename(shared)
                 content.source = ""
                 self._by_key.pop((content.digest, content.reading, source), None)
                 self._by_key[content.digest, content.reading, ""] = content
+        if is_moving:
             sync_folder(shared.parent)
             self.catalog.share(content.id, source)
         content.state = "verified"

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import BinaryIO, Self
 
+from modelvold.errors import Malformed
 from modelvold.layer.tar import TarWalker
 from modelvold.layer.toc import Toc
 from modelvold.store.content import Content
@@ -52,19 +53,24 @@ def toc_of(content: Content) -> Toc:
                     files.close()  # headers are read in order: the ones before are of no more use
                     opened = {number: files.enter_context(content.segments[number].path.open("rb"))}
                 end = min(wanted.end, content.segments[number].extent.end)
-                piece += os.pread(opened[number].fileno(), end - at, at - starts[number])
+                got = os.pread(opened[number].fileno(), end - at, at - starts[number])
+                if len(got) < end - at:
+                    raise Malformed(f"segment {content.segments[number].path} is shorter than recorded")
+                piece += got
                 at = end
             walker.feed(wanted.start, piece)
     return walker.toc()
 
 
 class Verification:
-    """Two threads, since sha256 is the slowest step of a pull and drops the GIL. `judged` gets each content with its digest."""
+    """Two threads, since sha256 is the slowest step of a pull and drops the GIL. `judged` gets each content with its digest,
+    `failed` those whose digest could not be taken or judged."""
 
     _THREADS = 2
 
-    def __init__(self, judged: Callable[[Content, str], None]) -> None:
+    def __init__(self, judged: Callable[[Content, str], None], failed: Callable[[Content, Exception], None]) -> None:
         self._judged = judged
+        self._failed = failed
         self._queue: queue.SimpleQueue[Content | None] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=self._run, name=f"verify-{n}") for n in range(self._THREADS)]
 
@@ -86,5 +92,6 @@ class Verification:
         while (content := self._queue.get()) is not None:
             try:
                 self._judged(content, digest_of(content))
-            except Exception:
+            except Exception as error:
                 log.exception("verify content=%s failed", content.digest)
+                self._failed(content, error)

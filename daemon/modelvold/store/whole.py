@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from modelvold.errors import NotYet
 from modelvold.layer.extent import Extent
 from modelvold.linux.files import sync_filesystem
 from modelvold.store.content import Content
@@ -52,15 +53,20 @@ def pieces(segment: Extent, files: Sequence[Extent]) -> Iterator[Piece]:
         number += 1
 
 
-def move(content: Content, files: Sequence[Extent], recorded: Callable[[Segment], None]) -> None:
+def move(
+    content: Content, files: Sequence[Extent], recorded: Callable[[Segment], None], cancelled: Callable[[], bool]
+) -> None:
     """Makes the content whole; goes on where a former call ended. `recorded(segment)` records that it has moved, synced.
 
-    Raises SyncFailed where the disk fails, any other OSError where it is full. What has not moved lies where it lay.
+    Raises SyncFailed where the disk fails, any other OSError where it is full, NotYet once `cancelled()`. What has not
+    moved lies where it lay.
     """
     folder = content.whole(0).parent
     folder.mkdir(exist_ok=True, mode=0o700)
     with _opened(folder, os.O_RDONLY | os.O_DIRECTORY) as at:
         for segment in content.segments:
+            if cancelled():
+                raise NotYet(f"layer {content.digest}: given up", "ask for it again")
             if not segment.moved:
                 _copy_out(content, segment, list(pieces(segment.extent, files)))
                 _sync(at)

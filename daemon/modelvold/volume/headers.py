@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from modelvold.errors import Unreachable
+from modelvold.errors import Exhausted, Unreachable
 from modelvold.layer.extent import BlobOffset, ContentOffset, Extent
 from modelvold.layer.tar import TarWalker
-from modelvold.layer.toc import Toc
+from modelvold.layer.toc import MOST_ENTRIES, Toc
 from modelvold.layer.window import next_window
 from modelvold.oci.digest import Digest
 from modelvold.oci.document import Descriptor
@@ -33,6 +34,8 @@ _TRIES = 3
 _PAUSE = 0.3
 #: Seconds of silence after which a request has failed.
 _STALL = 10.0
+#: Seconds for a layer's headers in all: a registry that is slow and never silent must not hold an opener for good.
+LONGEST = 600.0
 
 
 class Body(Protocol):
@@ -47,11 +50,36 @@ class Ranges(Protocol):
     ) -> AbstractContextManager[Body]: ...
 
 
+class Bound:
+    """What the headers of all layers of a model may hold together, so that they are refused before they take memory. Thread-safe."""
+
+    def __init__(self, most: int = MOST_ENTRIES) -> None:
+        self._most = most
+        self._lock = threading.Lock()  # guards _counts
+        self._counts: dict[Digest, int] = {}
+
+    def note(self, layer: Digest, entries: int) -> None:
+        """So many are there in this layer by now. Raises Exhausted."""
+        with self._lock:
+            self._counts[layer] = entries
+            total = sum(self._counts.values())
+        if total > self._most:
+            raise Exhausted(
+                f"the model has more than {self._most} files and folders", "ask the producer to pack them in archives"
+            )
+
+
 def read_headers(
-    registry: Ranges, repository: Repository, layer: Descriptor, spool: Spool, stopping: threading.Event
+    registry: Ranges,
+    repository: Repository,
+    layer: Descriptor,
+    spool: Spool,
+    *,
+    bound: Bound,
+    stopping: threading.Event,
 ) -> Toc:
-    """The toc of an uncompressed tar, whose blob is its content. Raises what the client and the walker raise; Unreachable once
-    `stopping` is set."""
+    """The toc of an uncompressed tar, whose blob is its content. Raises what the client and the walker raise, Exhausted beyond
+    `bound`; Unreachable once `stopping` is set, or after LONGEST seconds."""
     reading = _Reading(registry, repository, layer, spool, stopping)
     tries = 0
     while (before := reading.walker.wanted) is not None:
@@ -62,6 +90,7 @@ def read_headers(
             if tries == _TRIES or stopping.wait(_PAUSE):
                 raise
             log.info("read headers layer=%s again=%d error=%r", layer.digest, tries, str(failure))
+        bound.note(layer.digest, reading.walker.entries)
     log.info(
         "read headers layer=%s bytes=%d requests=%d read=%d", layer.digest, layer.size, reading.requests, reading.read
     )
@@ -83,6 +112,7 @@ class _Reading:
         self._spool = spool
         self._stopping = stopping
         self._before: Extent | None = None
+        self._until = time.monotonic() + LONGEST
         self._buffer = memoryview(bytearray(_BUFFER))
 
     def read_window(self) -> None:
@@ -102,8 +132,7 @@ class _Reading:
         """Feeds the walker; returns how far it came. A short rest is read too, so that the connection can be used again."""
         held, at = bytearray(), window.start
         while at < window.end and (self._is_near(at) or window.end - at <= _NEAR):
-            if self._stopping.is_set():
-                raise Unreachable(f"layer {self._layer.digest}: given up", "try again")
+            self._check()
             got = body.readinto(self._buffer)
             if not got:
                 break
@@ -116,6 +145,15 @@ class _Reading:
             wanted = self.walker.wanted
             del held[: wanted.start - held_at if wanted else None]
         return at
+
+    def _check(self) -> None:
+        if self._stopping.is_set():
+            raise Unreachable(f"layer {self._layer.digest}: given up", "try again")
+        if time.monotonic() > self._until:
+            self._stopping.set()
+            raise Unreachable(
+                f"layer {self._layer.digest}: its headers were not all here after {LONGEST:g} s", "see why it is slow"
+            )
 
     def _is_near(self, at: ContentOffset) -> bool:
         wanted = self.walker.wanted

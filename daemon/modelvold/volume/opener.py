@@ -36,7 +36,7 @@ from modelvold.store.catalog import VolumeRow
 from modelvold.store.content import Content
 from modelvold.store.store import Store
 from modelvold.volume.erofs import write_image
-from modelvold.volume.headers import Ranges, read_headers
+from modelvold.volume.headers import Bound, Ranges, read_headers
 from modelvold.volume.spool import Spool
 from modelvold.volume.tree import Tree, merge
 
@@ -62,7 +62,6 @@ class _Asking:
     patience."""
 
     repository: Repository
-    undoing: ExitStack  # what was made for it, should it fail
     is_in_vain: bool = False
     refused: set[int] = field(default_factory=set)  # contents
 
@@ -74,6 +73,9 @@ class Opener:
         self._store = store
         self._registry = registry
         self._architecture = architecture
+        #: Held from when contents are found or made until a volume names them, and while one is removed with what it alone names.
+        #: Over the disk, never over the network.
+        self.settling = threading.Lock()
         self._lock = threading.Lock()  # guards _openings and _is_closing
         self._openings: set[threading.Event] = set()  # set, each ends an opening's reading of headers
         self._is_closing = False
@@ -115,32 +117,59 @@ class Opener:
 
         Raises NotAModel, Malformed, Exhausted, Failing; Mismatch where a layer is in quarantine. Then nothing of it stays.
         """
-        name = volume_id(repository, manifest.digest)
-        with _about(reference), self._spool() as spool, ExitStack() as undoing:
+        with _about(reference), Spool(self._store.root) as spool:
             layers = modelpack.read(manifest, reference).layers
             for layer in layers:
                 _check_uncompressed(layer)
-            asking = _Asking(repository, undoing)
+            asking = _Asking(repository)
             tocs = self._read_tocs(asking, layers, spool)
-            tree = merge([named(toc, layer) for toc, layer in zip(tocs, layers, strict=True)])
-            contents = [self._content(asking, layer, toc, spool) for layer, toc in zip(layers, tocs, strict=True)]
-            extents = [[segment.extent for segment in content.segments] for content in contents]
-            image = write_image(tree, extents, identity=str(repository).encode() + manifest.digest.hex.encode())
-            self._write(self.image_path(name), image.bytes)
-            row = VolumeRow(
-                name,
-                repository,
-                manifest.digest,
-                reference,
-                manifest.document,
-                image.uuid,
-                sum(content.length for content in contents),
-                tuple(content.id for content in contents),
-            )
-            self._store.catalog.add_volume(row)
-            undoing.pop_all()
+            with self.settling, ExitStack() as undoing:
+                here = [
+                    self._content(asking, layer, toc, spool, undoing) for layer, toc in zip(layers, tocs, strict=True)
+                ]
+                # Only a content's own toc may show it: one that another opening has brought meanwhile has that one's.
+                tree = merge([named(toc, layer) for (_, toc), layer in zip(here, layers, strict=True)])
+                contents = [content for content, _ in here]
+                row = self._record(repository, manifest, reference, contents=contents, tree=tree, undoing=undoing)
+                undoing.pop_all()
+        return row
+
+    def _record(
+        self,
+        repository: Repository,
+        manifest: Manifest,
+        reference: str,
+        *,
+        contents: Sequence[Content],
+        tree: Tree,
+        undoing: ExitStack,
+    ) -> VolumeRow:
+        name = volume_id(repository, manifest.digest)
+        extents = [[segment.extent for segment in content.segments] for content in contents]
+        image = write_image(tree, extents, identity=str(repository).encode() + manifest.digest.hex.encode())
+        undoing.callback(self.image_path(name).unlink, missing_ok=True)
+        self._write(self.image_path(name), image.bytes)
+        row = VolumeRow(
+            name,
+            repository,
+            manifest.digest,
+            reference,
+            manifest.document,
+            image.uuid,
+            sum(content.length for content in contents),
+            tuple(content.id for content in contents),
+        )
+        self._store.catalog.add_volume(row)
         log.info("open volume=%s reference=%s bytes=%d segments=%d", name, reference, row.size, image.devices)
         return row
+
+    def sweep(self, volumes: set[str]) -> None:
+        """Removes images of other volumes than these: an end in the middle of an opening or a removal has left them."""
+        folder = self._store.root / "volumes"
+        for path in [*folder.glob("*.erofs"), *folder.glob("*.new")]:
+            if path.is_file() and not (path.suffix == ".erofs" and path.stem in volumes):
+                log.warning("sweep image=%s reason='no volume'", path)
+                path.unlink()
 
     def image_path(self, volume: str) -> Path:
         return self._store.root / "volumes" / f"{volume}.erofs"
@@ -160,6 +189,7 @@ class Opener:
         at once; where one fails, the others are given up. An error names the layer."""
         reading: dict[Digest, Future[Toc]] = {}
         found: list[Callable[[], Toc]] = []
+        bound = Bound()
         with self._stopping() as stopping, ThreadPoolExecutor(_READERS, thread_name_prefix="headers") as readers:
             try:
                 for layer in layers:
@@ -170,7 +200,11 @@ class Opener:
                     descriptor = layer.descriptor
                     if descriptor.digest not in reading:
                         reading[descriptor.digest] = readers.submit(
-                            read_headers, self._registry, asking.repository, descriptor, spool, stopping
+                            partial(read_headers, bound=bound, stopping=stopping),
+                            self._registry,
+                            asking.repository,
+                            descriptor,
+                            spool,
                         )
                     found.append(partial(_named_failure, reading[descriptor.digest], layer))
                 return [toc() for toc in found]
@@ -192,12 +226,6 @@ class Opener:
             with self._lock:
                 self._openings.discard(stopping)
 
-    def _spool(self) -> Spool:
-        try:
-            return Spool(self._store.root)
-        except OSError as error:
-            raise Exhausted(f"store {self._store.root}: {error.strerror}", "make room in the store") from error
-
     def _known_toc(self, layer: ModelLayer, content: Content | None) -> Toc:
         if layer.archive is Reading.RAW or content is None:
             return toc_of_raw(layer.path, layer.descriptor.size, layer.mode, layer.mtime)
@@ -208,24 +236,30 @@ class Opener:
             )
         return toc_codec.decode(kept)
 
-    def _content(self, asking: _Asking, layer: ModelLayer, toc: Toc, spool: Spool) -> Content:
-        found = self._find(asking, layer)
+    def _content(
+        self, asking: _Asking, layer: ModelLayer, toc: Toc, spool: Spool, undoing: ExitStack
+    ) -> tuple[Content, Toc]:
+        """The layer's content, with what may be shown of it. Nothing is asked of the registry here."""
+        found = self._find(asking, layer, may_ask=False)
         if found is not None:
-            return found
-        digest = layer.descriptor.digest
-        kept = toc_codec.encode(toc) if layer.archive is Reading.TAR else None
-        content = self._store.add(digest, layer.archive, str(asking.repository), toc.length, cut(toc), headers=kept)
-        asking.undoing.callback(self._store.remove, content)
-        if kept is not None:
-            self._store.seed(content, partial(spool.pieces, digest))
-        return content
+            return found, self._known_toc(layer, found)
+        digest, source = layer.descriptor.digest, str(asking.repository)
+        segments = cut(toc)
+        if layer.archive is Reading.RAW:
+            content = self._store.add(digest, Reading.RAW, source, toc.length, segments)
+        else:
+            headers, known = toc_codec.encode(toc), partial(spool.pieces, digest)
+            content = self._store.add(digest, Reading.TAR, source, toc.length, segments, headers=headers, known=known)
+        undoing.callback(self._store.remove, content)
+        return content, toc
 
-    def _find(self, asking: _Asking, layer: ModelLayer) -> Content | None:
+    def _find(self, asking: _Asking, layer: ModelLayer, *, may_ask: bool = True) -> Content | None:
         """What is here already and may be used. Raises Malformed and Mismatch where it may not be."""
         digest, size = layer.descriptor.digest, layer.descriptor.size
         shared = self._store.find(digest, layer.archive, "")
         own = self._store.find(digest, layer.archive, str(asking.repository))
-        found = shared if shared and self._may_share(shared, asking) else own
+        is_shared = shared is not None and shared.is_verified and self._may_share(shared, asking, may_ask=may_ask)
+        found = shared if is_shared else own
         if found is None:
             return None
         if found.length != size:
@@ -240,11 +274,11 @@ class Opener:
             )
         return found
 
-    def _may_share(self, content: Content, asking: _Asking) -> bool:
+    def _may_share(self, content: Content, asking: _Asking, *, may_ask: bool) -> bool:
         source = str(asking.repository)
         if self._store.catalog.has_answered(content.id, source):
             return True
-        if asking.is_in_vain or content.id in asking.refused:
+        if not may_ask or asking.is_in_vain or content.id in asking.refused:
             return False
         asking.refused.add(content.id)
         try:

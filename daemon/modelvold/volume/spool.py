@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import threading
 from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 from modelvold.layer.extent import ContentOffset, Extent
 from modelvold.oci.digest import Digest
@@ -21,17 +22,19 @@ log = logging.getLogger(__name__)
 
 #: Bytes. Whoever packs more small files than this into one model waits for some of them twice.
 MOST = 1 << 30
+#: Of one layer: a registry that sends a byte at a time would have us remember each.
+_MOST_PIECES = 1 << 16
 _PIECE = 1 << 20
 
 
 class Spool:
-    """Pieces of layers, by the layer's digest. Thread-safe."""
+    """Pieces of layers, by the layer's digest. Thread-safe. The file is made when there is something to keep."""
 
     def __init__(self, folder: Path, most: int = MOST) -> None:
-        """Raises OSError."""
-        self._file = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        self._folder = folder
         self._most = most
-        self._lock = threading.Lock()  # guards the two below
+        self._lock = threading.Lock()  # guards all below
+        self._file: BinaryIO | None = None
         self._used = 0
         self._kept: dict[Digest, list[tuple[int, int, int]]] = {}  # start in the content, length, place in the file
 
@@ -39,29 +42,33 @@ class Spool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._file)
+        if self._file:
+            self._file.close()
 
     def keep(self, layer: Digest, start: ContentOffset, piece: memoryview) -> None:
         """Best effort: what cannot be kept will be fetched again."""
-        with self._lock:
-            place, self._used = self._used, self._used + len(piece)
-        if place + len(piece) > self._most:
-            return
         try:
-            if os.pwrite(self._file, piece, place) != len(piece):
-                return
+            with self._lock:
+                pieces = self._kept.setdefault(layer, [])
+                if self._used + len(piece) > self._most or len(pieces) >= _MOST_PIECES:
+                    return
+                if self._file is None:
+                    self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115 — ours to close
+                file, place = self._file, self._used
+                self._used += len(piece)
+            if os.pwrite(file.fileno(), piece, place) == len(piece):
+                with self._lock:
+                    pieces.append((start, len(piece), place))
         except OSError as error:
             log.info("spool layer=%s dropped=%d reason=%r", layer, len(piece), error.strerror)
-            return
-        with self._lock:
-            self._kept.setdefault(layer, []).append((start, len(piece), place))
 
     def pieces(self, layer: Digest, wanted: Extent) -> Iterator[memoryview]:
         """The layer's bytes from the start of `wanted` on, as far as they were kept without a gap."""
         with self._lock:
             kept = sorted(self._kept.get(layer, ()))
+            file = self._file
         at: int = wanted.start
-        while at < wanted.end:
+        while file and at < wanted.end:
             number = bisect_right(kept, (at, self._most, 0)) - 1
             if number < 0:
                 return
@@ -69,6 +76,6 @@ class Spool:
             size = min(_PIECE, start + length - at, wanted.end - at)
             if size <= 0:
                 return
-            piece = os.pread(self._file, size, place + at - start)
+            piece = os.pread(file.fileno(), size, place + at - start)
             yield memoryview(piece)
             at += len(piece)
