@@ -90,13 +90,15 @@ class Models:
                 del self._flights[target]
 
     def _open(self, claim: Claim, labels: Mapping[str, str]) -> None:
+        if self._metastore.find(claim.target) is not None:
+            return  # by a flight that landed between our look and our start
         volume = self._volumes.open(claim.image.repository, claim.original, str(claim.image), LONGEST_WAIT)
         with self._lending:
             self._volumes.mounted(volume)
             try:
                 self._metastore.commit_volume(claim.target, labels, volume)
             except AlreadyExists:
-                return  # by a flight that landed between our look and our start
+                return
         log.info("commit model image=%s volume=%s snapshot=%s", claim.image, volume, claim.target)
 
 

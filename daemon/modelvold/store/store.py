@@ -298,6 +298,8 @@ class Store:
                 log.error("truncate segment=%s error=%s", segment.path, error)  # noqa: TRY400 — the store is known to fail
 
     def _on_judged(self, content: Content, found: str) -> None:
+        if not self.has(content.id):
+            return
         reason = "" if found == content.digest.hex else f"its bytes have digest sha256:{found}"
         reason = reason or self._misled(content)
         if not reason:
@@ -327,6 +329,10 @@ class Store:
 
     def _on_not_judged(self, content: Content, error: Exception) -> None:
         """Whoever pulls it is told, and need not wait for what does not come."""
+        if not self.has(content.id):
+            log.info("drop verification content=%s reason=removed", content.digest)
+            return
+        log.error("verify content=%s failed", content.digest, exc_info=error)
         failure = error if isinstance(error, Failure) else Failing(f"layer {content.digest}: {error}", "see the log")
         content.last_error = failure
         self.fail(content.segments, failure)

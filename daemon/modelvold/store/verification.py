@@ -7,7 +7,6 @@ covered by no digest.
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import queue
 import threading
@@ -20,8 +19,6 @@ from modelvold.errors import Malformed
 from modelvold.layer.tar import TarWalker
 from modelvold.layer.toc import Toc
 from modelvold.store.content import Content
-
-log = logging.getLogger(__name__)
 
 _BUFFER = 1 << 20
 
@@ -92,6 +89,5 @@ class Verification:
         while (content := self._queue.get()) is not None:
             try:
                 self._judged(content, digest_of(content))
-            except Exception as error:
-                log.exception("verify content=%s failed", content.digest)
+            except Exception as error:  # noqa: BLE001 — carried to who judges
                 self._failed(content, error)
