@@ -245,8 +245,11 @@ def _refusing(
 
         def _answer(self) -> None:
             length = int(self.headers.get("Content-Length") or 0)
-            while length:
-                length -= len(self.rfile.read(min(length, 1 << 20)))
+            while length and (got := len(self.rfile.read(min(length, 1 << 20)))):
+                length -= got
+            if length:  # the other uploads are broken off when one has failed
+                self.close_connection = True
+                return None
             authorization = self.headers.get("Authorization", "")
             if basic and not authorization:
                 return self._send(401, {"WWW-Authenticate": 'Basic realm="x"'})
