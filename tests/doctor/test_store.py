@@ -9,6 +9,7 @@ import pytest
 from modelvold.doctor import store
 from modelvold.doctor.line import Line
 from modelvold.doctor.store import Place
+from modelvold.linux.filesystem import has_journal
 
 ROOT = Path("/var/lib/modelvold")
 GOOD = Place(ROOT, ROOT, True, True, "ext4", "sda1", True, 200 << 30, 100 << 30, 0)
@@ -100,8 +101,8 @@ def test_the_holder_of_a_lock() -> None:
 
 
 def test_journals() -> None:
-    assert store.has_journal("sda1", ["sda1-8"], "")
-    assert store.has_journal("dm-0", ["sda1-8", "dm-0-8"], "")
-    assert store.has_journal("sda1", ["sdb1"], "rw\ndata=ordered\n")  # the journal lies on another disk
-    assert not store.has_journal("sda", ["sda1-8"], "rw\nnodelalloc\n")
-    assert not store.has_journal("", ["sda1-8"], "")
+    assert has_journal("sda1", ["sda1-8"], "")
+    assert has_journal("dm-0", ["sda1-8", "dm-0-8"], "")
+    assert has_journal("sda1", ["sdb1"], "rw\ndata=ordered\n")  # the journal lies on another disk
+    assert not has_journal("sda", ["sda1-8"], "rw\nnodelalloc\n")
+    assert not has_journal("", ["sda1-8"], "")

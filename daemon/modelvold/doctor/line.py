@@ -10,8 +10,6 @@ import textwrap
 from dataclasses import dataclass
 from enum import StrEnum
 
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-
 
 class Level(StrEnum):
     """`WARN`: it works, but less well or less safely than it could, or could not be looked at. `BAD`: it does not work."""
@@ -61,11 +59,3 @@ class Group:
 def copied(text: str) -> str:
     """`text`, whatever its indentation, as lines of a `mend` that are to be copied as they are."""
     return textwrap.indent(textwrap.dedent(text).strip("\n"), "    ", lambda _: True)
-
-
-def amount(count: int) -> str:
-    """Bytes with three significant digits, powers of 1024."""
-    value, unit = float(count), 0
-    while value >= 1000 and unit < len(_UNITS) - 1:
-        value, unit = value / 1024, unit + 1
-    return f"{value:.{0 if unit == 0 or value >= 100 else 1 if value >= 10 else 2}f} {_UNITS[unit]}"

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modelvold.doctor.privileges import CAP_SYS_PTRACE, can
-from modelvold.doctor.store import Place, has_journal, holder
+from modelvold.doctor.store import Place, holder
 from modelvold.doctor.watchers import Watcher
 from modelvold.errors import Failure
-from modelvold.linux import mounts
-from modelvold.linux.mounts import MountEntry
+from modelvold.linux.filesystem import FileSystem, filesystem_of
 from modelvold.mount.findings import Findings
 from modelvold.mount.probe import probe
 
@@ -41,20 +40,19 @@ def text_of(path: Path) -> str:
 
 def place(root: Path) -> Place:
     nearest = _nearest(root)
-    mount = _mount_of(nearest)
-    disk = _disk(mount) if mount else ""
+    found = filesystem_of(nearest)
     total, free = _room(nearest)
     return Place(
         root=root,
         nearest=nearest,
         is_folder=_is_folder(nearest),
         is_writable=_is_writable(nearest),
-        fs_type=mount.fs_type if mount else "unknown",
-        disk=disk,
-        has_journal=has_journal(disk, _names(_PROC / "fs/jbd2"), text_of(_PROC / "fs/ext4" / disk / "options")),
+        fs_type=found.type if found else "unknown",
+        disk=found.disk if found else "",
+        has_journal=found is not None and found.has_journal,
         total=total,
         free=free,
-        holder=_holder(root, mount),
+        holder=_holder(root, found),
     )
 
 
@@ -115,37 +113,6 @@ def _is_writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK | os.X_OK)
 
 
-def _names(folder: Path) -> list[str]:
-    """Empty where it is not there."""
-    try:
-        return [entry.name for entry in os.scandir(folder)]
-    except OSError:
-        return []
-
-
-def _mount_of(folder: Path) -> MountEntry | None:
-    """By the number of the mount, which no mount over another can hide."""
-    try:
-        descriptor = os.open(folder, os.O_PATH | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fields = dict(
-            line.split(":\t") for line in text_of(_PROC / f"self/fdinfo/{descriptor}").splitlines() if ":\t" in line
-        )
-    finally:
-        os.close(descriptor)
-    number = fields.get("mnt_id", "").strip()
-    return next((entry for entry in mounts.mountinfo() if str(entry.mount_id) == number), None)
-
-
-def _disk(mount: MountEntry) -> str:
-    """Its name as the kernel has it, in /proc/fs too; empty where the file system is on none."""
-    with suppress(OSError):
-        return os.readlink(f"/sys/dev/block/{mount.device}").rpartition("/")[2]  # noqa: PTH115
-    return Path(mount.source).name if mount.source.startswith("/dev/") else ""
-
-
 def _room(folder: Path) -> tuple[int, int]:
     """In bytes, all of it and what is free; (0, 0) where the file system does not say."""
     try:
@@ -155,12 +122,12 @@ def _room(folder: Path) -> tuple[int, int]:
     return room.f_blocks * room.f_frsize, room.f_bavail * room.f_frsize
 
 
-def _holder(root: Path, mount: MountEntry | None) -> int:
+def _holder(root: Path, found: FileSystem | None) -> int:
     try:
         inode = (root / "lock").stat().st_ino
     except OSError:
         return 0
-    return holder(text_of(_PROC / "locks"), mount.device, inode) if mount else 0
+    return holder(text_of(_PROC / "locks"), found.device, inode) if found else 0
 
 
 def _groups(pid: int) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modelvold.doctor.hosts_files import snippet
-from modelvold.doctor.line import Group, Level, Line, amount, copied
+from modelvold.doctor.line import Group, Level, Line, copied
 from modelvold.errors import Failure, Malformed, NotAModel
 from modelvold.mount.findings import LAZY
 from modelvold.oci import modelpack
@@ -17,6 +17,7 @@ from modelvold.oci.media_type import Compression
 from modelvold.oci.modelpack import Model, ModelLayer
 from modelvold.oci.reference import Reference
 from modelvold.oci.synthetic import parse_pinned_tag, pinned_tag
+from modelvold.store.amount import size
 
 GROUP = Group("model")
 _MOST_NAMED = 3
@@ -70,7 +71,7 @@ def check(answer: Answer, here: Here) -> Iterator[Line]:
         return
     tag = "" if _is_pinned(answer.reference) else f":{answer.reference.tag}"
     name = f"{answer.reference.repository}{tag}"
-    yield GROUP.ok("model", f"{name}, {amount(model.size)}, {answer.manifest.digest}")
+    yield GROUP.ok("model", f"{name}, {size(model.size)}, {answer.manifest.digest}")
     if answer.last_byte:
         yield GROUP.bad("bytes", answer.last_byte.message, answer.last_byte.remedy or "ask whoever runs the registry")
     elif model.size:
@@ -123,7 +124,7 @@ def _mounted(model: Model, here: Here) -> Line:
     when = "at once, its bytes come when they are read" if here.backend == LAZY else "when all of it is here"
     seen = f"by the backend {here.backend}: {when}"
     if model.size > here.free:
-        lacking = f"{seen}; {amount(here.free)} free in the store, and the model has {amount(model.size)}"
+        lacking = f"{seen}; {size(here.free)} free in the store, and the model has {size(model.size)}"
         mend = "make room, or put the store on a larger disk; what is there of it already does not count:\n"
         return GROUP.warn("mounting", lacking, mend + copied("modelvold status\nmodelvold rm REF"))
     return GROUP.ok("mounting", seen)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelvold.doctor.line import Group, Line, amount, copied
+from modelvold.doctor.line import Group, Line, copied
+from modelvold.store.amount import size
 
 GROUP = Group("store")
 #: What was synced was there after power cuts, in tests of each (ext3 is ext4 by another name).
@@ -65,12 +66,6 @@ def holder(locks: str, device: str, inode: int) -> int:
     return int(held[1]) if held else 0
 
 
-def has_journal(disk: str, journals: Sequence[str], options: str) -> bool:
-    """Whether the ext4 file system on `disk` writes a journal: its thread is in the listing of /proc/fs/jbd2 (`sda1-8`), or, where
-    the journal lies on another disk, /proc/fs/ext4/<disk>/options says how data go with it."""
-    return any(re.fullmatch(rf"{re.escape(disk)}(-\d+)?", name) for name in journals) or "\ndata=" in f"\n{options}"
-
-
 def _folder(place: Place) -> Line:
     what, root = "folder", place.root
     if not place.is_folder:
@@ -104,11 +99,11 @@ def _file_system(place: Place) -> Line:
 
 def _room(place: Place) -> Line:
     share = 100 * place.free // max(place.total, 1)
-    seen = f"{amount(place.free)} free of {amount(place.total)}, {share} %"
+    seen = f"{size(place.free)} free of {size(place.total)}, {share} %"
     if share >= _LEAST_SHARE and place.free >= _LEAST_ROOM:
         return GROUP.ok("room", seen)
     mend = f"see what lies there, and remove what is not used; or put the store on a larger disk (--root):\n{_LOOK}"
-    return GROUP.warn("room", f"{seen}, less than {_LEAST_SHARE} % or {amount(_LEAST_ROOM)}", mend)
+    return GROUP.warn("room", f"{seen}, less than {_LEAST_SHARE} % or {size(_LEAST_ROOM)}", mend)
 
 
 _LOOK = copied("modelvold status\nmodelvold rm REF")
