@@ -10,16 +10,17 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
 from modelvold.errors import InvalidInput
 from modelvold.registry.docker_config import default_path
+from modelvold.store.amount import Amount, duration
 
 DEFAULT_FILE = Path("/etc/modelvold/config.toml")
 DEFAULT_RUN = Path("/run/modelvold")
@@ -30,6 +31,11 @@ _LARGEST_FILE = 1 << 20
 ALLOWED: Mapping[str, str] = MappingProxyType(
     {
         "store.root": 'an absolute path, such as "/var/lib/modelvold"',
+        "store.quota": 'an amount such as "200 GiB", a share of the disk such as "80%", or "" for none',
+        "store.reserve": 'an amount such as "50 GiB", a share of the disk such as "16%", or "" for none',
+        "store.keep": 'a duration such as "7d", "12h", "30m" or "0s", or "" for as long as there is room',
+        "store.verify": '"serve", "segment" or "layer"',
+        "store.scrub": 'a duration such as "30d" or "12h", or "" for never',
         "fetch.connections": "a whole number from 1 to 64",
         "fetch.prefetch": "true or false",
         "fetch.deadline": "a number of seconds, more than 0 and at most 3600",
@@ -59,10 +65,23 @@ class Endpoint:
         return ipaddress.ip_address(self.host).is_loopback
 
 
-class Store(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`root`: the folder of everything we hold."""
+Serving = Literal["serve", "segment", "layer"]
+
+
+class Store(msgspec.Struct, frozen=True):
+    """`root`: the folder of everything we hold. `quota`: what segments may take of its disk, `reserve`: what is left to others
+    there. `keep`: seconds for which a model stays that nobody uses, None: until there is no room. `verify`: what must have matched
+    before a byte is served (store.showing.Verify). `scrub`: seconds within which all is read again, 0: never.
+    """
 
     root: Path = Path("/var/lib/modelvold")
+    quota: Amount = Amount()
+    #: More than kubelet wants to see free of the disk with containerd's images, or else it evicts pods (imagefs.available<15%, its
+    #: default; of its own disk it is 10 %).
+    reserve: Amount = Amount(share=0.16)
+    keep: float | None = None
+    verify: Serving = "serve"
+    scrub: float = 30 * 86400.0
 
 
 class Fetch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,6 +105,11 @@ class Mount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     root: Path | None = None
+    quota: str | None = None
+    reserve: str | None = None
+    keep: str | None = None
+    verify: Serving = Store().verify
+    scrub: str | None = None
 
 
 class _Listening(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -172,9 +196,8 @@ def load(
         docker = default_path(environment, Path(environment.get("HOME") or "/root"))
         registry = Registry(registry.hosts_dir, docker.absolute())
     run = (run or usual_run).absolute()
-    kept = root or settings.store.root or usual_root
     return Config(
-        store=Store(kept.absolute()),
+        store=_store(where, (root or settings.store.root or usual_root).absolute(), settings.store),
         fetch=settings.fetch,
         registry=registry,
         mount=settings.mount,
@@ -257,6 +280,52 @@ def _listening(file: Path, key: str, text: str | None, usual: Endpoint | None) -
     if not (port.isascii() and port.isdecimal() and len(port) < 6 and 0 < int(port) < 1 << 16):
         raise _not_allowed(file, key, f"{text[:200]!r} has no port from 1 to 65535")
     return Endpoint(address, int(port))
+
+
+def _store(file: Path, root: Path, stored: _Stored) -> Store:
+    usual = Store()
+    return Store(
+        root=root,
+        quota=_read_as(_quota, file, "store.quota", stored.quota, usual.quota),
+        reserve=_read_as(_reserve, file, "store.reserve", stored.reserve, usual.reserve),
+        keep=_read_as(duration, file, "store.keep", stored.keep, usual.keep),
+        verify=stored.verify,
+        scrub=_read_as(_scrub, file, "store.scrub", stored.scrub, usual.scrub),
+    )
+
+
+_T = TypeVar("_T")
+
+
+def _read_as(read: Callable[[str], _T], file: Path, key: str, text: str | None, usual: _T) -> _T:
+    """What `text` says, or what is usual where nothing does."""
+    if text is None:
+        return usual
+    try:
+        return read(text)
+    except ValueError as error:
+        raise _not_allowed(file, key, str(error)) from error
+
+
+def _quota(text: str) -> Amount:
+    quota = Amount.parse(text)
+    if text and quota == Amount():
+        raise ValueError(f"{text!r} is room for nothing")
+    return quota
+
+
+def _reserve(text: str) -> Amount:
+    reserve = Amount.parse(text)
+    if reserve.share == 1:
+        raise ValueError(f"{text!r} of the disk leaves room for nothing")
+    return reserve
+
+
+def _scrub(text: str) -> float:
+    seconds = duration(text)
+    if seconds == 0:
+        raise ValueError(f"{text!r} would be without an end")
+    return seconds or 0.0
 
 
 _WHERE = re.compile(r"(?P<cause>.*?)(?: - at `\$\.(?P<key>[^`]*)`)?", re.DOTALL)

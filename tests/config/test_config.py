@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from modelvold import config
 from modelvold.config import Endpoint
 from modelvold.errors import InvalidInput
+from modelvold.store.amount import Amount
+from modelvold.store.showing import Verify
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "configuration.md"
 
@@ -28,6 +32,8 @@ def test_defaults(tmp_path: Path) -> None:
     assert found.docker_config == Path("/root/.docker/config.json")
     assert (found.mount.backend, found.log.level, found.log.format) == ("auto", "info", "text")
     assert (str(found.facade.listen), str(found.metrics.listen)) == ("127.0.0.1:7878", "127.0.0.1:7879")
+    assert (found.store.quota, found.store.reserve) == (Amount(), Amount(share=0.16))
+    assert (found.store.keep, found.store.verify, found.store.scrub) == (None, "serve", 30 * 86400.0)
 
 
 def test_every_key(tmp_path: Path) -> None:
@@ -36,6 +42,11 @@ def test_every_key(tmp_path: Path) -> None:
         """
         [store]
         root = "/a"
+        quota = "200 GiB"
+        reserve = "5%"
+        keep = "0s"
+        verify = "layer"
+        scrub = "12h"
         [fetch]
         connections = 64
         prefetch = false
@@ -55,10 +66,22 @@ def test_every_key(tmp_path: Path) -> None:
         """,
     )
     assert (found.store.root, found.registry.hosts_dir) == (Path("/a"), Path("/b"))
+    assert (found.store.quota, found.store.reserve) == (Amount(bytes=200 << 30), Amount(share=0.05))
+    assert (found.store.keep, found.store.verify, found.store.scrub) == (0.0, "layer", 43200.0)
     assert found.docker_config == Path("/c/config.json")
     assert (found.fetch.connections, found.fetch.prefetch, found.fetch.deadline) == (64, False, 1.0)
     assert (found.facade.listen, found.metrics.listen) == (Endpoint("::1", 1), Endpoint("0.0.0.0", 65535))
     assert (found.mount.backend, found.log.level, found.log.format) == ("lazy", "debug", "json")
+
+
+def test_what_bounds_the_store_can_be_off(tmp_path: Path) -> None:
+    found = _load(tmp_path, '[store]\nquota = ""\nreserve = ""\nkeep = ""\nscrub = ""').store
+    assert (found.quota, found.reserve, found.keep, found.scrub) == (Amount(), Amount(), None, 0.0)
+    assert _load(tmp_path, '[store]\nreserve = "0%"').store.reserve == Amount()
+
+
+def test_what_is_verified_is_what_the_store_knows() -> None:
+    assert get_args(config.Serving) == tuple(Verify)
 
 
 def test_listeners_can_be_off(tmp_path: Path) -> None:
@@ -82,6 +105,20 @@ def test_listeners_can_be_off(tmp_path: Path) -> None:
         ("[fetch]\ndeadline = nan", "fetch.deadline", "more than 0"),
         ('[store]\nroot = "var"', "store.root", "absolute path"),
         ("[store]\nroot = 3", "store.root", "absolute path"),
+        ("[store]\nquota = 200", "store.quota", '"200 GiB"'),
+        ('[store]\nquota = "200"', "store.quota: '200' has no unit", '"200 GiB"'),
+        ('[store]\nquota = "200 Gi"', "store.quota: the unit 'Gi' is not known", "GiB"),
+        ('[store]\nquota = "0 B"', "store.quota: '0 B' is room for nothing", '"" for none'),
+        ('[store]\nquota = "0%"', "store.quota: '0%' is room for nothing", '"" for none'),
+        ('[store]\nquota = "101%"', "store.quota: '101%' is more than all of it", '"80%"'),
+        ('[store]\nreserve = "100%"', "store.reserve", "leaves room for nothing"),
+        ('[store]\nreserve = "ten"', "store.reserve", "not a number and a unit"),
+        ('[store]\nkeep = "7 days"', "store.keep", '"12h"'),
+        ("[store]\nkeep = 7", "store.keep", '"12h"'),
+        ('[store]\nscrub = "0s"', "store.scrub", '"" for never'),
+        ('[store]\nscrub = "40000d"', "store.scrub", "more than 36500d"),
+        ('[store]\nverify = "never"', "store.verify", '"segment"'),
+        ("[store]\nkept = 1", "store.kept", "root, quota, reserve, keep, verify, scrub"),
         ('[registry]\ndocker_config = "~/x"', "registry.docker_config", "absolute path"),
         ('[mount]\nbackend = "fuse"', "mount.backend", '"lazy"'),
         ('[facade]\nlisten = "0.0.0.0:7878"', "facade.listen", "loopback"),
@@ -196,3 +233,12 @@ def test_every_key_is_documented_with_what_it_takes_and_nothing_else_is() -> Non
     for section, key, allowed, _default, _meaning in rows:
         documented[f"{section.strip().strip('`[]')}.{key.strip().strip('`')}"] = allowed.strip()
     assert documented == dict(config.ALLOWED)
+
+
+def test_the_example_has_every_section_and_is_read(tmp_path: Path) -> None:
+    example = DOCUMENT.read_text().partition("```toml\n")[2].partition("```")[0]
+    assert re.findall(r"(?m)^\[(\w+)\]", example) == list(
+        dict.fromkeys(name.partition(".")[0] for name in config.ALLOWED)
+    )
+    found = _load(tmp_path, example).store
+    assert (found.quota, found.keep) == (Amount(bytes=3 << 39), 14 * 86400.0)
