@@ -62,8 +62,11 @@ class Notes:
     def on_durable(self, segments: Sequence[Segment]) -> None:
         self._note("durable", segments)
 
-    def on_withdrawn(self, segments: Sequence[Segment]) -> None:
-        self._note("withdrawn", segments)
+    def on_missing(self, segments: Sequence[Segment]) -> None:
+        self._note("missing", segments)
+
+    def on_leaving(self, segments: Sequence[Segment]) -> None:
+        self._note("leaving", segments)
         rows = {
             row.number: row for content in self._store.contents() for row in self._store.catalog.segments(content.id)
         }

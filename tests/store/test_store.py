@@ -159,9 +159,10 @@ def test_wrong_bytes_are_quarantined(tmp_path: Path) -> None:
         wait_for_state(content, "quarantined")
         assert wait_until(lambda: not content.present, 5)
         assert notes.at_withdrawal == [(None, 4096)] * 4 + [(None, 512)]
+        assert wait_until(lambda: bool(notes.failures), 10)
         assert isinstance(notes.failures[0], Mismatch)
         order = [what for what, number in notes.told if number == 0]
-        assert order == ["grown", "durable", "failed", "withdrawn"]
+        assert order == ["grown", "durable", "leaving", "missing", "failed"]
         assert store.find(DIGEST, Reading.RAW, "") is None
     with Store(tmp_path) as store:
         (content,) = store.contents()

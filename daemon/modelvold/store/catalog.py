@@ -1,4 +1,5 @@
-"""What survives a restart: contents and their segments, volumes, and what the façade has given. The schema is the documentation.
+"""What survives a restart: contents and their segments, volumes, and what the façade has given (`store.given`). The schema is the
+documentation.
 
 Every method is one transaction. Nothing here opens a segment file.
 """
@@ -14,10 +15,9 @@ from modelvold.layer.extent import ContentOffset, Extent
 from modelvold.oci.digest import Digest
 from modelvold.oci.media_type import Reading
 from modelvold.oci.reference import Repository
-from modelvold.oci.synthetic import GivenSynthetic
 from modelvold.store.database import Database
 
-_VERSION = 2
+_VERSION = 3
 _SCHEMA = """
 -- The bytes of one blob, read one way, in one place of the store. `source` is the repository they came from and that alone may
 -- have them, '' for the shared place of verified ones. `reason` says why a quarantined content is one. `toc` is what the headers
@@ -31,16 +31,20 @@ CREATE TABLE content (
   state TEXT NOT NULL CHECK (state IN ('unverified', 'verified', 'quarantined')),
   reason TEXT NOT NULL DEFAULT '',
   toc BLOB,
+  scrubbed INTEGER NOT NULL DEFAULT 0, -- seconds since 1970: when all of it that was durable was last read again
   UNIQUE (digest, reading, source)
 );
 -- How a content is cut, decided once. `fingerprint` is set after the segment's bytes were synced, and unset, synced, before they go.
--- `moved`: they lie in the content's whole files, and the segment's own file is empty; set after those were synced.
+-- `moved`: they lie in the content's whole files, and the segment's own file is empty; set after those were synced. `digest` is the
+-- sha256 of the bytes that belong here, known for those that were evicted after their content was verified: what is fetched again
+-- must have it. It is never unset, for a blob's digest says for all time what its bytes are.
 CREATE TABLE segment (
   content INTEGER NOT NULL REFERENCES content ON DELETE CASCADE,
   number INTEGER NOT NULL,
   start INTEGER NOT NULL,
   length INTEGER NOT NULL,
   fingerprint BLOB,
+  digest BLOB,
   moved INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY (content, number)
 ) WITHOUT ROWID;
@@ -51,7 +55,8 @@ CREATE TABLE answered (
   PRIMARY KEY (content, source)
 ) WITHOUT ROWID;
 -- One model as one tree. `document` is its manifest. `opened_through` is the mount of the store through which the kernel opened its
--- segments when it was last mounted.
+-- segments when it was last mounted. `used`: seconds since 1970, when it was last given to somebody or found in use. A `pinned` one
+-- is neither evicted nor forgotten.
 CREATE TABLE volume (
   id TEXT PRIMARY KEY,
   repository TEXT NOT NULL,
@@ -61,7 +66,9 @@ CREATE TABLE volume (
   uuid BLOB NOT NULL,
   size INTEGER NOT NULL,
   created INTEGER NOT NULL,
-  opened_through TEXT NOT NULL DEFAULT ''
+  opened_through TEXT NOT NULL DEFAULT '',
+  used INTEGER NOT NULL,
+  pinned INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE volume_layer (
   volume TEXT NOT NULL REFERENCES volume ON DELETE CASCADE,
@@ -69,6 +76,8 @@ CREATE TABLE volume_layer (
   content INTEGER NOT NULL REFERENCES content,
   PRIMARY KEY (volume, position)
 ) WITHOUT ROWID;
+-- The boot of the machine in which the store was last opened, one row.
+CREATE TABLE life (boot TEXT NOT NULL);
 -- Folders where an operator has a volume mounted.
 CREATE TABLE placed (
   directory TEXT PRIMARY KEY,
@@ -94,6 +103,7 @@ class ContentRow:
     length: int
     state: str
     reason: str
+    scrubbed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +112,7 @@ class SegmentRow:
     extent: Extent
     fingerprint: bytes | None
     is_moved: bool = False
+    digest: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +125,8 @@ class VolumeRow:
     uuid: bytes
     size: int
     contents: tuple[int, ...]
+    used: int = 0
+    is_pinned: bool = False
 
 
 class Catalog:
@@ -125,18 +138,22 @@ class Catalog:
 
     def contents(self) -> list[ContentRow]:
         with self._db.read() as cursor:
-            rows = cursor.execute("SELECT id, digest, reading, source, length, state, reason FROM content").fetchall()
+            rows = cursor.execute(
+                "SELECT id, digest, reading, source, length, state, reason, scrubbed FROM content"
+            ).fetchall()
         return [_content(row) for row in rows]
 
     def segments(self, content: int) -> list[SegmentRow]:
         with self._db.read() as cursor:
             rows = cursor.execute(
-                "SELECT number, start, length, fingerprint, moved FROM segment WHERE content = ? ORDER BY number",
+                "SELECT number, start, length, fingerprint, moved, digest FROM segment WHERE content = ? ORDER BY number",
                 (content,),
             ).fetchall()
         return [
-            SegmentRow(number, Extent(ContentOffset(start), ContentOffset(start + length)), fingerprint, bool(moved))
-            for number, start, length, fingerprint, moved in rows
+            SegmentRow(
+                number, Extent(ContentOffset(start), ContentOffset(start + length)), fingerprint, bool(moved), sha256
+            )
+            for number, start, length, fingerprint, moved, sha256 in rows
         ]
 
     def toc(self, content: int) -> bytes | None:
@@ -169,16 +186,40 @@ class Catalog:
             )
 
     def unrecord(self, segments: Iterable[tuple[int, int]]) -> None:
-        """Synced when this returns: only then may the bytes go. A content that was verified is so no longer."""
+        """Synced when this returns: only then may the bytes go. A verified content is so no longer, where what comes instead has no
+        digest that it must have."""
         gone = list(segments)
         with self._db.write() as cursor:
             cursor.executemany(
                 "UPDATE segment SET fingerprint = NULL, moved = 0 WHERE content = ? AND number = ?", gone
             )
             cursor.executemany(
-                "UPDATE content SET state = 'unverified' WHERE id = ? AND state = 'verified'",
+                """
+                UPDATE content SET state = 'unverified' WHERE id = ? AND state = 'verified' AND EXISTS (
+                  SELECT 1 FROM segment WHERE content = content.id AND fingerprint IS NULL AND digest IS NULL)
+                """,
                 ((content,) for content in {content for content, _ in gone}),
             )
+
+    def keep_digests(self, digests: Iterable[tuple[int, int, bytes]]) -> None:
+        """(content, segment number, sha256) of verified segments, which they must have when they are fetched again."""
+        with self._db.write() as cursor:
+            cursor.executemany(
+                "UPDATE segment SET digest = ? WHERE content = ? AND number = ?", ((d, c, n) for c, n, d in digests)
+            )
+
+    def fingerprint(self, content: int, number: int) -> bytes | None:
+        """xxh3-64 of a durable segment's bytes; None for one that is not recorded."""
+        with self._db.read() as cursor:
+            row = cursor.execute(
+                "SELECT fingerprint FROM segment WHERE content = ? AND number = ?", (content, number)
+            ).fetchone()
+        return row[0] if row else None
+
+    def scrubbed(self, content: int, when: int) -> None:
+        """All of it that is durable was read again, and found right or dropped; `when` in seconds since 1970."""
+        with self._db.write() as cursor:
+            cursor.execute("UPDATE content SET scrubbed = ? WHERE id = ?", (when, content))
 
     def record_moved(self, content: int, number: int) -> None:
         """The segment's bytes are, synced, in the content's whole files: its own file may be emptied."""
@@ -215,7 +256,7 @@ class Catalog:
     def volumes(self) -> list[VolumeRow]:
         with self._db.read() as cursor:
             rows = cursor.execute(
-                "SELECT id, repository, manifest, reference, document, uuid, size FROM volume ORDER BY created"
+                "SELECT id, repository, manifest, reference, document, uuid, size, used, pinned FROM volume ORDER BY created"
             ).fetchall()
             layers = cursor.execute("SELECT volume, content FROM volume_layer ORDER BY volume, position").fetchall()
         contents: dict[str, list[int]] = {}
@@ -233,7 +274,10 @@ class Catalog:
     def add_volume(self, volume: VolumeRow) -> None:
         with self._db.write() as cursor:
             cursor.execute(
-                "INSERT INTO volume (id, repository, manifest, reference, document, uuid, size, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                """
+                INSERT INTO volume (id, repository, manifest, reference, document, uuid, size, created, used)
+                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+                """,
                 (
                     volume.id,
                     str(volume.repository),
@@ -243,6 +287,7 @@ class Catalog:
                     volume.uuid,
                     volume.size,
                     time.time_ns(),
+                    volume.used,
                 ),
             )
             cursor.executemany(
@@ -262,6 +307,23 @@ class Catalog:
     def set_reference(self, volume: str, reference: str) -> None:
         with self._db.write() as cursor:
             cursor.execute("UPDATE volume SET reference = ? WHERE id = ?", (reference, volume))
+
+    def use(self, volumes: Iterable[str], when: int) -> None:
+        """They were given to somebody, or are in use, at `when`, in seconds since 1970."""
+        with self._db.write() as cursor:
+            cursor.executemany("UPDATE volume SET used = ? WHERE id = ?", ((when, volume) for volume in volumes))
+
+    def pin(self, volume: str, *, is_pinned: bool) -> None:
+        with self._db.write() as cursor:
+            cursor.execute("UPDATE volume SET pinned = ? WHERE id = ?", (is_pinned, volume))
+
+    def begin_life(self, boot: str) -> str:
+        """The boot in which the store was opened before, empty at first; from now on it is `boot`."""
+        with self._db.write() as cursor:
+            row = cursor.execute("SELECT boot FROM life").fetchone()
+            cursor.execute("DELETE FROM life")
+            cursor.execute("INSERT INTO life VALUES (?)", (boot,))
+        return str(row[0]) if row else ""
 
     def opened_through(self, volume: str) -> str:
         with self._db.read() as cursor:
@@ -285,44 +347,13 @@ class Catalog:
         with self._db.write() as cursor:
             cursor.execute("DELETE FROM placed WHERE directory = ?", (directory,))
 
-    # -- the façade's memory
 
-    def synthetic_of(self, digest: Digest) -> GivenSynthetic | None:
-        """What the façade gave under this synthetic digest."""
-        with self._db.read() as cursor:
-            row = cursor.execute(
-                "SELECT repository, original, document, private FROM given WHERE synthetic = ?", (str(digest),)
-            ).fetchone()
-        if row is None:
-            return None
-        return GivenSynthetic(digest, Repository.parse(row[0]), Digest.parse(row[1]), row[2], bool(row[3]))
-
-    def document_of(self, repository: Repository, original: Digest) -> bytes | None:
-        """The manifest of a model that the façade gave or that is a volume here."""
-        key = (str(repository), str(original))
-        with self._db.read() as cursor:
-            row = cursor.execute("SELECT document FROM given WHERE repository = ? AND original = ?", key).fetchone()
-            if row is None:
-                row = cursor.execute(
-                    "SELECT document FROM volume WHERE repository = ? AND manifest = ?", key
-                ).fetchone()
-        return bytes(row[0]) if row else None
-
-    def record(self, given: GivenSynthetic) -> None:
-        with self._db.write() as cursor:
-            cursor.execute(
-                "INSERT OR REPLACE INTO given VALUES (?, ?, ?, ?, ?)",
-                (str(given.synthetic), str(given.repository), str(given.original), given.document, given.private),
-            )
+def _content(row: tuple[int, str, str, str, int, str, str, int]) -> ContentRow:
+    number, digest, reading, source, length, state, reason, scrubbed = row
+    return ContentRow(number, Digest.parse(digest), Reading(reading), source, length, state, reason, scrubbed)
 
 
-def _content(row: tuple[int, str, str, str, int, str, str]) -> ContentRow:
-    number, digest, reading, source, length, state, reason = row
-    return ContentRow(number, Digest.parse(digest), Reading(reading), source, length, state, reason)
-
-
-def _volume(row: tuple[str, str, str, str, bytes, bytes, int], contents: tuple[int, ...]) -> VolumeRow:
-    name, repository, manifest, reference, document, uuid, size = row
-    return VolumeRow(
-        name, Repository.parse(repository), Digest.parse(manifest), reference, document, uuid, size, contents
-    )
+def _volume(row: tuple[str, str, str, str, bytes, bytes, int, int, int], contents: tuple[int, ...]) -> VolumeRow:
+    name, repository, manifest, reference, document, uuid, size, used, pinned = row
+    named = Repository.parse(repository), Digest.parse(manifest), reference
+    return VolumeRow(name, *named, document, uuid, size, contents, used, bool(pinned))

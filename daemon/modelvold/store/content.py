@@ -20,13 +20,28 @@ WHOLE = "whole"
 class Content:
     """`source` is the repository whose unverified bytes these are, empty once they lie in the shared place.
 
-    `state` is one of unverified, verified, quarantined. The store alone changes it.
+    `state` is one of unverified, verified, quarantined. The store alone changes it. Of a verified content what is here was found
+    right, and what was evicted has a digest that it must have when it comes again.
     """
 
-    __slots__ = ("_root", "digest", "id", "last_error", "length", "reading", "reason", "segments", "source", "state")
+    __slots__ = (
+        "digest",
+        "id",
+        "last_error",
+        "length",
+        "reading",
+        "reason",
+        "root",
+        "scrubbed",
+        "segments",
+        "served_by",
+        "source",
+        "state",
+        "suspects",
+    )
 
     def __init__(self, root: Path, row: ContentRow, segments: Iterable[SegmentRow]) -> None:
-        self._root = root
+        self.root = root
         self.id = row.id
         self.digest: Digest = row.digest
         self.reading: Reading = row.reading
@@ -34,14 +49,22 @@ class Content:
         self.length = row.length
         self.state = row.state
         self.reason = row.reason
+        self.scrubbed = row.scrubbed
         self.last_error: Failure | None = None
-        self.segments = tuple(Segment(self.folder, s.number, s.extent, self) for s in segments)
+        self.served_by: set[str] = set()  # hosts that bytes came from, in this daemon's life
+        self.suspects: set[str] = set()  # those of them that may have sent wrong ones: asked no more
+        self.segments = tuple(self._segment(row) for row in segments)
+
+    def _segment(self, row: SegmentRow) -> Segment:
+        segment = Segment(self.folder, row.number, row.extent, self)
+        segment.digest = row.digest
+        return segment
 
     def __repr__(self) -> str:
         return f"<content {self.digest.short}.{self.reading.value} {self.state} {self.present}/{self.length}>"
 
     def folder(self) -> Path:
-        return folder_of(self._root, self.digest, self.reading, self.source)
+        return folder_of(self.root, self.digest, self.reading, self.source)
 
     def whole(self, number: int) -> Path:
         """Where its file of this number lies, once it is whole (`store.whole`)."""
@@ -63,11 +86,16 @@ class Content:
 
     @property
     def verified(self) -> int:
-        return self.length if self.is_verified else 0
+        return self.durable if self.is_verified else 0
 
     @property
     def is_durable(self) -> bool:
         return all(segment.durable for segment in self.segments)
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether each segment is durable or has a digest that it must have when it comes."""
+        return all(segment.durable or segment.digest is not None for segment in self.segments)
 
     @property
     def is_verified(self) -> bool:

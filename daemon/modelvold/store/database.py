@@ -2,18 +2,33 @@
 
 `synchronous=FULL` because the removal of a record must be on disk before its segment is truncated: with NORMAL a power cut brings
 deleted records back, and with them segments full of zeros.
+
+Beside the file lies a *ballast*, which holds nothing but room: on a full disk it goes, so that records can still be removed, without
+which no room could ever be made.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from modelvold import points
 from modelvold.errors import Exhausted, Failing, Failure, Refused
+from modelvold.points import Point
+
+log = logging.getLogger(__name__)
+
+#: Bytes. A removal of records takes a few pages of the write-ahead log, a checkpoint may copy all of that; the probe at the start
+#: takes nearly all of it.
+_BALLAST = 4 << 20
+#: With less than this free a transaction might find no room.
+_LEAST_FREE = _BALLAST // 4
 
 
 class Database:
@@ -24,6 +39,7 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._ballast = path.with_name("ballast")
         self._write_lock = threading.Lock()  # guards _writer: one transaction at a time
         self._read_lock = threading.Lock()  # guards _reader: one statement's rows at a time
         try:
@@ -37,6 +53,7 @@ class Database:
         self._writer = self._connect()
         self._writer.execute("PRAGMA journal_mode=WAL")
         self._reader = self._connect()
+        self.refill()
         with self.write() as cursor:
             cursor.execute("CREATE TABLE IF NOT EXISTS schema (room TEXT PRIMARY KEY, version INTEGER NOT NULL)")
 
@@ -53,11 +70,14 @@ class Database:
         Raises Exhausted where the disk has no room for it, Failing where SQLite cannot write; IntegrityError is the block's own.
         """
         with self._write_lock:
+            self._drop_ballast(_LEAST_FREE)
             cursor = self._writer.cursor()
             try:
                 cursor.execute("BEGIN IMMEDIATE")
+                points.at(Point.CATALOG_BEGUN)
                 yield cursor
                 cursor.execute("COMMIT")
+                points.at(Point.CATALOG_COMMITTED)
             except BaseException as error:
                 if self._writer.in_transaction:
                     cursor.execute("ROLLBACK")
@@ -66,6 +86,61 @@ class Database:
                 raise
             finally:
                 cursor.close()
+
+    def refill(self) -> None:
+        """The ballast is there again, where there is room for it and as much again."""
+        if self._available() > 2 * _BALLAST and not self._has_ballast():
+            with self._write_lock:
+                self._take_ballast()
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """While the block lasts, the ballast's room is free, where the disk is full."""
+        with self._write_lock:
+            had = self._has_ballast()
+            self._drop_ballast(_BALLAST)
+        try:
+            yield
+        finally:
+            if had and not self._has_ballast():
+                with self._write_lock:
+                    self._take_ballast()
+
+    def _has_ballast(self) -> bool:
+        return self._ballast.exists() and self._ballast.stat().st_size > 0
+
+    def _take_ballast(self) -> None:
+        with suppress(OSError):
+            descriptor = os.open(self._ballast, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                os.posix_fallocate(descriptor, 0, _BALLAST)
+            except OSError:
+                os.truncate(self._ballast, 0)
+            finally:
+                os.close(descriptor)
+
+    def _drop_ballast(self, needed: int) -> None:
+        if self._has_ballast() and not self._has_room(needed):
+            log.warning("drop ballast path=%s reason='the disk is full'", self._ballast)
+            os.truncate(self._ballast, 0)
+
+    def _has_room(self, needed: int) -> bool:
+        """What is free and what of it is for us is not the same for root, nor on every file system: near the end it is tried."""
+        if self._available() > needed:
+            return True
+        try:
+            descriptor = os.open(self._path.parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(descriptor, 0, needed)
+            finally:
+                os.close(descriptor)
+        except OSError:
+            return False
+        return True
+
+    def _available(self) -> int:
+        disk = os.statvfs(self._path.parent)
+        return disk.f_bavail * disk.f_frsize
 
     def _failure(self, error: sqlite3.OperationalError) -> Failure:
         if error.sqlite_errorcode == sqlite3.SQLITE_FULL:

@@ -1,42 +1,65 @@
-"""What a start trusts: only recorded segments whose length agrees; everything else goes (rule 2)."""
+"""What a start trusts: only recorded segments whose length agrees; everything else goes (rule 2).
+
+Two exceptions. Where the kernel went on asking since the last daemon's end, nothing unrecorded was lost meanwhile, and reads that
+were allowed may still be under way: what is there is synced and kept. Where the file system has no journal and the machine was
+started anew nothing is trusted, for blocks of what was synced may be given to others.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from modelvold.errors import Failing
 from modelvold.store.catalog import Catalog, ContentRow, SegmentRow
 from modelvold.store.content import Content, folder_of
+from modelvold.store.durability import Synced
 from modelvold.store.segment import Segment
 
 log = logging.getLogger(__name__)
 
 
-def recover(root: Path, catalog: Catalog) -> list[Content]:
-    """The contents of the catalog as they lie on disk, both made to agree. Nobody else has the store."""
+@dataclass(slots=True)
+class Recovered:
+    """`unrecorded`: complete segments that are on disk and in no record yet."""
+
+    contents: list[Content] = field(default_factory=list)
+    unrecorded: list[Synced] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Found:
+    """Of a content's segments: those without a record whose bytes may be kept, and those that must go."""
+
+    kept: list[Segment] = field(default_factory=list)
+    lost: list[Segment] = field(default_factory=list)
+
+
+def recover(root: Path, catalog: Catalog, *, is_continued: bool = False, is_trusted: bool = True) -> Recovered:
+    """The contents of the catalog as they lie on disk, both made to agree. Nobody else has the store. Raises Failing where what
+    is to be kept cannot be synced."""
     rows = catalog.contents()
     shared = {(row.digest, row.reading) for row in rows if not row.source}
-    contents = []
+    recovered = Recovered()
     for row in rows:
         settled = row if (row.digest, row.reading) in shared else _settled(root, catalog, row)
         segments = catalog.segments(row.id)
         content = Content(root, settled, segments)
-        _drop(catalog, content, _untrusted(content, segments))
-        if content.is_verified and not content.is_durable:
+        found = _found(content, segments, is_trusted=is_trusted, is_continued=is_continued)
+        _drop(catalog, content, found.lost)
+        recovered.unrecorded += [synced for segment in found.kept if (synced := _kept(segment))]
+        if content.is_verified and not content.is_checked:
             content.state = "unverified"
             catalog.set_state(content.id, "unverified")
         if not any(segment.moved for segment in content.segments):
             shutil.rmtree(content.whole(0).parent, ignore_errors=True)
-        contents.append(content)
-    known = {content.folder() for content in contents}
-    for folder in (root / "content").glob("*/sha256/*/*"):
-        if folder not in known:
-            log.warning("sweep folder=%s reason=unrecorded", folder)
-            shutil.rmtree(folder, ignore_errors=True)
-    return contents
+        recovered.contents.append(content)
+    _sweep(root, recovered.contents)
+    return recovered
 
 
 def _settled(root: Path, catalog: Catalog, row: ContentRow) -> ContentRow:
@@ -49,30 +72,53 @@ def _settled(root: Path, catalog: Catalog, row: ContentRow) -> ContentRow:
         and shared.exists()
     ):
         catalog.share(row.id, row.source)
-        return ContentRow(row.id, row.digest, row.reading, "", row.length, row.state, row.reason)
+        return ContentRow(row.id, row.digest, row.reading, "", row.length, row.state, row.reason, row.scrubbed)
     return row
 
 
-def _untrusted(content: Content, rows: Sequence[SegmentRow]) -> list[Segment]:
-    """Sets what is trusted; gives the segments that have bytes or a record and are not."""
+def _found(content: Content, rows: Sequence[SegmentRow], *, is_trusted: bool, is_continued: bool) -> _Found:
+    """Sets what is trusted."""
     content.folder().mkdir(parents=True, exist_ok=True, mode=0o700)
     has_whole = content.whole(0).parent.is_dir()
-    lost: list[Segment] = []
+    found = _Found()
     for segment, row in zip(content.segments, rows, strict=True):
-        descriptor = os.open(segment.path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-        state = os.fstat(descriptor)
-        os.close(descriptor)
-        segment.inode = state.st_ino
-        is_whole = row.fingerprint is not None and row.is_moved and has_whole
-        if is_whole or (row.fingerprint is not None and not row.is_moved and state.st_size == segment.padded):
+        size = _size(segment)
+        is_recorded = row.fingerprint is not None
+        is_whole = is_trusted and is_recorded and row.is_moved and has_whole
+        if is_whole or (is_trusted and is_recorded and not row.is_moved and size == segment.padded):
             segment.present, segment.durable = segment.padded, True
-        elif row.fingerprint is not None or state.st_size:
-            lost.append(segment)
+        elif is_continued and not is_recorded and 0 < size <= segment.padded:
+            found.kept.append(segment)
+        elif is_recorded or size:
+            found.lost.append(segment)
         if is_whole:
             segment.empty()
-    if lost and any(segment.moved for segment in content.segments):
-        return list(content.segments)  # no digest can be taken of what lies here and there
-    return lost
+    if found.lost and any(segment.moved for segment in content.segments):
+        found.lost = list(content.segments)  # no digest can be taken of what lies here and there
+    return found
+
+
+def _size(segment: Segment) -> int:
+    """Of its file, which is made if it is not there."""
+    descriptor = os.open(segment.path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    try:
+        state = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+    segment.inode = state.st_ino
+    return state.st_size
+
+
+def _kept(segment: Segment) -> Synced | None:
+    """Syncs what there is of it, and reads it for its sums. The record to make, where it is complete."""
+    try:
+        segment.resume()
+    except OSError as error:
+        raise Failing(f"segment {segment.path}: {error.strerror} while it was synced", "mend the disk") from error
+    if segment.is_complete and not segment.is_right:
+        segment.truncate()
+    log.info("keep segment=%s present=%d", segment.path, segment.present)
+    return Synced(segment, segment.generation, segment.fingerprint()) if segment.is_complete else None
 
 
 def _drop(catalog: Catalog, content: Content, lost: Sequence[Segment]) -> None:
@@ -80,7 +126,13 @@ def _drop(catalog: Catalog, content: Content, lost: Sequence[Segment]) -> None:
         return
     log.warning("recover content=%s segments=%d dropped=%d", content.digest, len(content.segments), len(lost))
     catalog.unrecord((content.id, segment.number) for segment in lost)
-    if content.is_verified:
-        content.state = "unverified"
     for segment in lost:
         segment.truncate()
+
+
+def _sweep(root: Path, contents: Iterable[Content]) -> None:
+    known = {content.folder() for content in contents}
+    for folder in (root / "content").glob("*/sha256/*/*"):
+        if folder not in known:
+            log.warning("sweep folder=%s reason=unrecorded", folder)
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,67 +1,76 @@
 """The store: contents on disk, in step with the catalog.
 
-Whoever must know of a segment's life is a `Watcher`; its methods are called by the thread that did the thing, no lock held, and
-in this order for one segment: grown…, durable, and perhaps withdrawn.
+What becomes of a segment its watchers are told (`store.ports`); how it goes is `store.withdrawal`, how room is made `store.room`,
+what is thought of a complete content `store.judging`.
 """
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
-from modelvold.errors import Exhausted, Failing, Failure, Mismatch, NotYet, Refused
-from modelvold.layer import toc
+from modelvold import points
+from modelvold.errors import Exhausted, Failing, Failure, Mismatch, NotYet
 from modelvold.layer.extent import Extent
 from modelvold.linux.files import sync_folder
+from modelvold.linux.filesystem import boot_id, filesystem_of
 from modelvold.oci.digest import Digest
 from modelvold.oci.media_type import Reading
-from modelvold.store import verification, whole
+from modelvold.points import Point
+from modelvold.store import whole
 from modelvold.store.catalog import Catalog, ContentRow, SegmentRow
 from modelvold.store.content import Content, content_of, folder_of
+from modelvold.store.contents import Contents
 from modelvold.store.database import Database
-from modelvold.store.durability import Durability
+from modelvold.store.durability import Durability, Synced
+from modelvold.store.given import Given
+from modelvold.store.judging import Judging
+from modelvold.store.lock import held
+from modelvold.store.ports import Above, NothingAbove, Watcher, Watchers
 from modelvold.store.recovery import recover
+from modelvold.store.room import Bounds, Lease, Room
+from modelvold.store.scrub import Looked, Pace, Scrub, look
 from modelvold.store.segment import Segment, Writer
+from modelvold.store.showing import Verify, withholds
 from modelvold.store.verification import Verification
+from modelvold.store.withdrawal import Withdrawal
 
 log = logging.getLogger(__name__)
 
-#: An answer is not a receipt: a read that was allowed may reach the file this much later (rule 4).
-GRACE = 1.0
-
-
-class Watcher(Protocol):
-    def on_grown(self, segment: Segment) -> None:
-        """Bytes were appended."""
-
-    def on_durable(self, segments: Sequence[Segment]) -> None:
-        """These are on disk and recorded: nobody needs to be asked about them any more."""
-
-    def on_withdrawn(self, segments: Sequence[Segment]) -> None:
-        """These are about to be truncated: from now on every read of them must be asked about."""
-
-    def on_failed(self, segments: Sequence[Segment], failure: Failure) -> None:
-        """These cannot be had, for now."""
-
 
 class Store:
-    """Opens with a `with`. Raises Refused at the door when another process holds the store."""
+    """Opens with a `with`. Raises Refused at the door when another process holds the store.
 
-    def __init__(self, root: Path) -> None:
+    `scrub_every`: seconds in which every durable byte is read again once, 0 for never. `is_continued`: the kernel went on asking
+    since the last daemon's end, and what is there has been seen by nobody else.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        bounds: Bounds = Bounds(),  # noqa: B008 — a frozen value
+        verify: Verify = Verify.SERVE,
+        *,
+        scrub_every: float = 0.0,
+        is_continued: bool = False,
+    ) -> None:
         self.root = root
+        self.verify = verify
         self.failing: Failing | None = None
-        self._contents: dict[int, Content] = {}
-        self._by_key: dict[tuple[Digest, Reading, str], Content] = {}
-        self._lock = threading.Lock()  # guards the two tables above and _watchers
-        self._settling = threading.Lock()  # a batch is recorded and told as a whole, or not once the store is failing
-        self._watchers: tuple[Watcher, ...] = ()
+        self.wrong_segments = 0
+        self._bounds = bounds
+        self._scrub_every = scrub_every
+        self._is_continued = is_continued
+        self._above: Above = NothingAbove()
+        self._watchers = Watchers()
+        self._settling = threading.Lock()  # a segment is recorded, or leaves, or neither once the store is failing
         self._life = ExitStack()
         self._closing = threading.Event()
 
@@ -71,52 +80,82 @@ class Store:
                 (self.root / folder).mkdir(parents=True, exist_ok=True, mode=0o700)
             self.root.chmod(0o711)  # containers' root folders lie below
             (self.root / "snapshots").chmod(0o711)
-            life.enter_context(_flocked(self.root / "lock"))
+            life.enter_context(held(self.root / "lock"))
             database = Database(self.root / "catalog.db")
             life.callback(database.close)
             self.database = database
             self.catalog = Catalog(database)
-            for content in recover(self.root, self.catalog):
-                self._contents[content.id] = content
-                self._by_key[content.digest, content.reading, content.source] = content
-            self._verification = life.enter_context(Verification(self._on_judged, self._on_not_judged))
+            self.given = Given(database)
+            disk = filesystem_of(self.root)
+            self.lacks_journal = disk is not None and disk.lacks_journal
+            is_same_boot = self.catalog.begin_life(boot := boot_id()) == boot
+            recovered = recover(
+                self.root,
+                self.catalog,
+                is_continued=self._is_continued,
+                is_trusted=is_same_boot or not self.lacks_journal,
+            )
+            self._contents = Contents(recovered.contents)
+            for segment in self._segments():
+                segment.withheld = withholds(self.verify, segment)
+            self._withdrawal = Withdrawal(
+                self.catalog, self._settling, self._watchers, lambda s: withholds(self.verify, s), self._closing.wait
+            )
+            self.room = Room(
+                self.root,
+                self._bounds,
+                self.contents,
+                self._withdrawal.evict,
+                self._leases,
+                is_freed_late=disk is not None and disk.is_freed_late,
+            )
+            judging = Judging(self.catalog, self._contents, self)
+            self._verification = life.enter_context(Verification(judging.judge, judging.could_not))
             self._durability = life.enter_context(Durability(self._on_synced, self.on_sync_failed))
+            if self._scrub_every:
+                life.enter_context(Scrub(self, self._scrub_every))
             life.callback(self._closing.set)
             self._life = life.pop_all()
+        for synced in recovered.unrecorded:
+            self._durability.submit(synced)
         for content in self.contents():
-            if content.state == "unverified" and content.is_durable:
-                self._verification.submit(content)
+            self._verify_if_complete(content)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._life.close()
 
     def watch(self, watcher: Watcher) -> None:
-        with self._lock:
-            self._watchers = (*self._watchers, watcher)
+        self._watchers.add(watcher)
+
+    def serve(self, above: Above) -> None:
+        """From now on these rooms are asked."""
+        self._above = above
 
     # -- what there is
 
     def contents(self) -> list[Content]:
-        with self._lock:
-            return list(self._contents.values())
+        return self._contents.all()
 
     def content(self, number: int) -> Content:
-        with self._lock:
-            return self._contents[number]
+        return self._contents.get(number)
 
     def has(self, number: int) -> bool:
-        with self._lock:
-            return number in self._contents
+        return self._contents.has(number)
 
     def find(self, digest: Digest, reading: Reading, source: str) -> Content | None:
         """The content of `source`, or the shared one where `source` is empty."""
-        with self._lock:
-            return self._by_key.get((digest, reading, source))
+        return self._contents.find(digest, reading, source)
 
     def used(self) -> int:
-        """Bytes in segment files."""
-        return sum(segment.present for content in self.contents() for segment in content.segments)
+        """Bytes of the disk that segments take."""
+        return sum(segment.taken for segment in self._segments())
+
+    def _segments(self) -> Iterator[Segment]:
+        return (segment for content in self.contents() for segment in content.segments)
+
+    def _leases(self) -> Mapping[int, Lease]:
+        return self._above.leases()
 
     # -- growing
 
@@ -132,37 +171,36 @@ class Store:
         known: Callable[[Extent], Iterable[memoryview]] = lambda _: (),
     ) -> Content:
         """A new content. Its files exist when this returns: EROFS opens them all. They are empty, but for what is `known`: of
-        each segment the bytes from its start on, as far as they are at hand. `headers` is the encoded toc of a tar."""
+        each segment the bytes from its start on, as far as they are at hand. `headers` is the encoded toc of a tar.
+
+        Raises Exhausted on a full disk, with nothing left of it.
+        """
         self.check()
         folder = folder_of(self.root, digest, reading, source)
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for number in range(len(cut)):
-                os.close(os.open(folder / f"{number:05d}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-            sync_folder(folder)
-            sync_folder(folder.parent)
-        except OSError as error:
-            raise Exhausted(
-                f"store {self.root}: {error.strerror} while making {len(cut)} segments", "make room"
-            ) from error
-        number = self.catalog.add_content(digest, reading, source, length, cut, toc=headers)
+            _make_files(folder, len(cut))
+            points.at(Point.STORE_FILES_MADE)
+            number = self.catalog.add_content(digest, reading, source, length, cut, toc=headers)
+        except (OSError, Exhausted) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            why = error.strerror if isinstance(error, OSError) else error.message
+            raise Exhausted(f"store {self.root}: {why} while making {len(cut)} segments", "make room") from error
+        points.at(Point.STORE_CONTENT_ADDED)
         row = ContentRow(number, digest, reading, source, length, "unverified", "")
         content = Content(self.root, row, (SegmentRow(n, extent, None) for n, extent in enumerate(cut)))
-        with self._lock:
-            self._contents[number] = content
+        self._contents.add(content)
         for segment in content.segments:
             segment.inode = segment.path.stat().st_ino
+            segment.withheld = withholds(self.verify, segment)
             self._seed(segment, known(segment.extent))
-        with self._lock:
-            if content.source == source:  # and not verified and shared by now
-                self._by_key[digest, reading, source] = content
+        self._contents.publish(content, source)
         if not cut:
             self._verification.submit(content)
         return content
 
     def _seed(self, segment: Segment, known: Iterable[memoryview]) -> None:
         """Nobody else has the segment yet. What cannot be kept is fetched, and whoever does that says why it fails."""
-        with segment.writer() as writer:
+        with self.writing(segment) as writer:
             try:
                 for piece in known:
                     writer.append(piece)
@@ -170,28 +208,44 @@ class Store:
             except (OSError, Failure) as error:
                 log.info("seed segment=%s ended reason=%r", segment.path, str(error))
 
+    @contextmanager
+    def writing(self, segment: Segment) -> Iterator[Writer]:
+        """The right to append to it. What is left incomplete is synced all the same: a disk that fails shows then, and not when
+        somebody reads what it has lost. Raises Refused while another has it."""
+        with segment.writer() as writer:
+            before = segment.present
+            try:
+                yield writer
+            finally:
+                if before < segment.present < segment.padded:
+                    self._durability.sync(writer)
+
     def on_appended(self, writer: Writer) -> None:
         """A transfer appended through `writer`: tell those who wait, and see to durability when it was the last.
 
-        Raises Failing where the store fails meanwhile; what was appended is taken back.
+        Raises Failing where the store fails meanwhile, and Mismatch where the complete segment is not the one it should be: what
+        was appended is taken back.
         """
         segment = writer.segment
+        points.at(Point.STORE_APPENDED)
         if self.failing:
             self._take_back([segment])
             raise self.failing
         segment.failure = None
-        if segment.is_complete:
-            self._durability.submit(segment, writer.detach())
-        for watcher in self._watchers:
-            watcher.on_grown(segment)
+        if segment.is_complete and not segment.durable:
+            segment.touched = time.monotonic()
+            if not segment.is_right:
+                self._take_back_wrong(segment)
+            segment.withheld = withholds(self.verify, segment)
+            self._durability.sync(writer)
+        self._watchers.on_grown(segment)
 
     def fail(self, segments: Sequence[Segment], failure: Failure) -> None:
         """These cannot be fetched for now; whoever waits for them is told."""
         for segment in segments:
             segment.failure = failure
             content_of(segment).last_error = failure
-        for watcher in self._watchers:
-            watcher.on_failed(segments, failure)
+        self._watchers.on_failed(segments, failure)
 
     def check(self) -> None:
         """Raises Failing when nothing new may be promised."""
@@ -223,26 +277,30 @@ class Store:
     # -- shrinking
 
     def withdraw(self, segments: Sequence[Segment]) -> None:
-        """Makes segments missing: unrecord, sync, have reads asked about, wait, truncate (rules 2 and 4). What was verified is so
-        no longer: other bytes will come."""
-        moved = {content_of(segment) for segment in segments if segment.moved}  # whole files go as a whole
-        held = [s for s in segments if s.present and not s.moved] + [s for content in moved for s in content.segments]
-        self.catalog.unrecord((content_of(segment).id, segment.number) for segment in held)
-        for segment in held:
-            segment.durable = False
-        for content in {content_of(segment) for segment in held}:
-            content.state = "unverified" if content.is_verified else content.state
-        for watcher in self._watchers:
-            watcher.on_withdrawn(held)
-        self._closing.wait(GRACE)
-        for segment in held:
-            segment.truncate()
-        for content in moved:
-            shutil.rmtree(content.whole(0).parent, ignore_errors=True)
+        """Makes segments missing that are lost or wrong (`store.withdrawal`)."""
+        self._withdrawal.run(segments)
+
+    def withdraw_wrong(self, segments: Sequence[Segment]) -> None:
+        """And has those who read them dealt with."""
+        self.wrong_segments += len(segments)
+        self._withdrawal.run(segments, self._above.on_wrong)
+
+    def scrub(self, content: Content, pace: Pace) -> Iterator[Looked]:
+        """Reads what is durable of it again; what is not what was recorded goes at once. Raises OSError, Failure."""
+        began = int(time.time())
+        for segment in content.segments:
+            if segment.durable and not segment.moved and self.has(content.id):
+                looked = look(self.catalog, segment, pace)
+                if looked.is_right is False:
+                    log.error("rot segment=%s reason='not the bytes that were recorded'", segment.path)
+                    self.withdraw_wrong([segment])
+                yield looked
+        content.scrubbed = began
+        self.catalog.scrubbed(content.id, began)
 
     def withdraw_moved(self) -> None:
         """What lies in whole files is missing to every backend but `directory`."""
-        moved = [segment for content in self.contents() for segment in content.segments if segment.moved]
+        moved = [segment for segment in self._segments() if segment.moved]
         if moved:
             log.warning("withdraw segments=%d reason='they lie in whole files, of the backend directory'", len(moved))
             self.withdraw(moved)
@@ -251,33 +309,35 @@ class Store:
         """Forgets a content that no volume names and frees its bytes. Returns how many."""
         freed = sum(segment.present for segment in content.segments)
         self.catalog.remove_content(content.id)
-        with self._lock:
-            self._contents.pop(content.id, None)
-            if self._by_key.get((content.digest, content.reading, content.source)) is content:
-                del self._by_key[content.digest, content.reading, content.source]
+        points.at(Point.STORE_REMOVED)
+        self._contents.drop(content)
         shutil.rmtree(content.folder(), ignore_errors=True)
         return freed
 
     # -- called by our own threads
 
-    def _on_synced(self, batch: Sequence[tuple[Segment, bytes]]) -> None:
-        segments = [segment for segment, _ in batch]
+    def _on_synced(self, batch: Sequence[Synced]) -> None:
         with self._settling:
             if self.failing:
                 return
+            held = [synced for synced in batch if synced.holds]
             self.catalog.record_durable(
-                (content_of(segment).id, segment.number, fingerprint) for segment, fingerprint in batch
+                (content_of(synced.segment).id, synced.segment.number, synced.fingerprint or b"") for synced in held
             )
+            points.at(Point.STORE_RECORDED)
+            segments = [synced.segment for synced in held]
             for segment in segments:  # before it is told: who begins to watch meanwhile sees one or the other
                 segment.durable = True
-            for watcher in self._watchers:
-                watcher.on_durable(segments)
+            self._watchers.on_durable([segment for segment in segments if segment.is_open])
         for content in {content_of(segment).id: content_of(segment) for segment in segments}.values():
-            if content.is_durable and content.state == "unverified":
-                self._verification.submit(content)
+            self._verify_if_complete(content)
+
+    def _verify_if_complete(self, content: Content) -> None:
+        if content.is_durable and content.state == "unverified":
+            self._verification.submit(content)
 
     def on_sync_failed(self, why: str) -> None:
-        """What was written may not be on disk: from now on the store is failing."""
+        """What was written may not be on disk: from now on the store is failing, and what is not recorded is shown to nobody."""
         with self._settling:
             if self.failing:
                 return
@@ -285,8 +345,10 @@ class Store:
                 f"store {self.root} is failing: {why}",
                 "what was not recorded is not served; mend the disk, then restart modelvold",
             )
+            unrecorded = [segment for segment in self._segments() if segment.present and not segment.durable]
+            for segment in unrecorded:
+                segment.withheld = True
         log.error("store failing reason=%r", why)
-        unrecorded = [s for content in self.contents() for s in content.segments if s.present and not s.durable]
         self.fail(unrecorded, self.failing)
         self._take_back(unrecorded)
 
@@ -297,77 +359,47 @@ class Store:
             except OSError as error:
                 log.error("truncate segment=%s error=%s", segment.path, error)  # noqa: TRY400 — the store is known to fail
 
-    def _on_judged(self, content: Content, found: str) -> None:
-        if not self.has(content.id):
-            return
-        reason = "" if found == content.digest.hex else f"its bytes have digest sha256:{found}"
-        reason = reason or self._misled(content)
-        if not reason:
-            self._share(content)
-            log.info("verified content=%s bytes=%d", content.digest, content.length)
-            return
-        log.error("quarantine content=%s source=%s reason=%r", content.digest, content.source, reason)
-        content.state, content.reason = "quarantined", reason
-        self.catalog.set_state(content.id, "quarantined", reason)
-        failure = Mismatch(
-            f"layer {content.digest} from {content.source}: {reason}",
-            "remove the model with `modelvold rm`, and ask its producer",
+    def _take_back_wrong(self, segment: Segment) -> None:
+        """It was withheld, so nobody has read it."""
+        content = content_of(segment)
+        content.suspects |= content.served_by
+        self.wrong_segments += 1
+        log.error("drop segment=%s reason='not the bytes that were verified before'", segment.path)
+        segment.truncate()
+        segment.withheld = withholds(self.verify, segment)
+        raise Mismatch(
+            f"layer {content.digest}: what {', '.join(sorted(content.suspects)) or 'the registry'} sent again of segment"
+            f" {segment.number} is not what was verified before",
+            "ask whoever runs the registry",
         )
-        self.fail(content.segments, failure)
-        self.withdraw(content.segments)
 
-    def _misled(self, content: Content) -> str:
-        """Whether a tar that is the right one was shown by other headers than its own: then by which fault."""
-        if content.reading is not Reading.TAR:
-            return ""
-        kept = self.catalog.toc(content.id)
-        try:
-            is_same = kept is not None and toc.decode(kept) == verification.toc_of(content)
-        except Failure as failure:
-            return f"it is no tar: {failure.message}"
-        return "" if is_same else "the registry sent other headers when it was opened than the tar has"
+    # -- judged (judging.Consequences)
 
-    def _on_not_judged(self, content: Content, error: Exception) -> None:
-        """Whoever pulls it is told, and need not wait for what does not come."""
-        if not self.has(content.id):
-            log.info("drop verification content=%s reason=removed", content.digest)
-            return
-        log.error("verify content=%s failed", content.digest, exc_info=error)
-        failure = error if isinstance(error, Failure) else Failing(f"layer {content.digest}: {error}", "see the log")
-        content.last_error = failure
-        self.fail(content.segments, failure)
+    def on_verified(self, content: Content) -> None:
+        content.served_by.clear()  # what they sent is right
+        content.scrubbed = int(time.time())  # all of it was just read
+        self.catalog.scrubbed(content.id, content.scrubbed)
+        held = [segment for segment in content.segments if segment.withheld]
+        for segment in held:
+            segment.withheld = withholds(self.verify, segment)
+            self._watchers.on_grown(segment)
+        self._watchers.on_durable([segment for segment in held if segment.is_open])
 
-    def _share(self, content: Content) -> None:
-        """Into the shared place, unless the same content lies there already. Three steps, each safe to be the last one done."""
-        self.catalog.set_state(content.id, "verified")
-        source = content.source
-        shared = folder_of(self.root, content.digest, content.reading, "")
-        shared.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with self._lock:
-            is_ours = self._contents.get(content.id) is content  # and not removed meanwhile
-            is_moving = is_ours and (content.digest, content.reading, "") not in self._by_key
-            if is_moving:
-                content.folder().rename(shared)
-                content.source = ""
-                self._by_key.pop((content.digest, content.reading, source), None)
-                self._by_key[content.digest, content.reading, ""] = content
-        if is_moving:
-            sync_folder(shared.parent)
-            self.catalog.share(content.id, source)
-        content.state = "verified"
+    def on_mismatch(self, content: Content, reason: str) -> bool:
+        """Its bytes go; whether all of it is fetched once more, from somebody else."""
+        content.suspects |= content.served_by
+        content.reason = (
+            reason  # and written down first, so that what was read of it is known to be wrong after a crash, too
+        )
+        self.catalog.set_state(content.id, content.state, reason)
+        log.error("mismatch content=%s sent_by=%s reason=%r", content.digest, sorted(content.suspects), reason)
+        self.withdraw_wrong(content.segments)
+        return self._above.start_over(content)
 
 
-@contextmanager
-def _flocked(path: Path) -> Iterator[None]:
-    """Rule 3: one writer. A second daemon on one store would make holes, and holes read as zeros."""
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Refused(
-                f"store {path.parent}: another modelvold holds it", "stop that one first, or give --root another folder"
-            ) from error
-        yield
-    finally:
-        os.close(descriptor)
+def _make_files(folder: Path, count: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for number in range(count):
+        os.close(os.open(folder / f"{number:05d}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    sync_folder(folder)
+    sync_folder(folder.parent)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import BinaryIO, Self
 
-from modelvold.errors import Malformed
+from modelvold.errors import Exhausted, Malformed
 from modelvold.layer.tar import TarWalker
 from modelvold.layer.toc import Toc
 from modelvold.store.content import Content
@@ -64,11 +64,14 @@ class Verification:
     `failed` those whose digest could not be taken or judged."""
 
     _THREADS = 2
+    #: Seconds between two tries to write down a judgement on a full disk.
+    _PAUSE = 1.0
 
     def __init__(self, judged: Callable[[Content, str], None], failed: Callable[[Content, Exception], None]) -> None:
         self._judged = judged
         self._failed = failed
         self._queue: queue.SimpleQueue[Content | None] = queue.SimpleQueue()
+        self._ending = threading.Event()
         self._threads = [threading.Thread(target=self._run, name=f"verify-{n}") for n in range(self._THREADS)]
 
     def __enter__(self) -> Self:
@@ -77,6 +80,7 @@ class Verification:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ending.set()
         for _thread in self._threads:
             self._queue.put(None)
         for thread in self._threads:
@@ -89,5 +93,9 @@ class Verification:
         while (content := self._queue.get()) is not None:
             try:
                 self._judged(content, digest_of(content))
+            except Exhausted as failure:
+                self._failed(content, failure)
+                if not self._ending.wait(self._PAUSE):
+                    self._queue.put(content)
             except Exception as error:  # noqa: BLE001 — carried to who judges
                 self._failed(content, error)
