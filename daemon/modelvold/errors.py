@@ -6,6 +6,11 @@ errno, exit status) translate classes by a total table of their own; nothing her
 
 from __future__ import annotations
 
+import re
+
+#: What differs from one range, or from one moment, to the next. (A digest may end in digits.)
+_COUNTS = re.compile(r"bytes [0-9]+(-[0-9]+)?|(?<![0-9a-f])[0-9]+( of [0-9]+)? bytes|[0-9.]+ s\b|segment [0-9]+")
+
 
 class Failure(Exception):
     """Something a person asked for did not happen.
@@ -20,6 +25,11 @@ class Failure(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}; {self.remedy}" if self.remedy else self.message
+
+    @property
+    def cause(self) -> str:
+        """The same for every range, count and moment of which it is said: so that hundreds of one cause are told as one."""
+        return f"{type(self).__name__}: {_COUNTS.sub('', self.message)}"
 
 
 class InvalidInput(Failure):
@@ -63,7 +73,14 @@ class Forbidden(Failure):
 
 
 class Unreachable(Failure):
-    """The registry could not be asked, or answered with its own trouble (refused, timed out, 429, 5xx)."""
+    """The registry could not be asked, or answered with its own trouble (refused, timed out, 429, 5xx).
+
+    `wait`: for how many seconds more it is to be left alone, 0 where it says nothing of that.
+    """
+
+    def __init__(self, message: str, remedy: str = "", *, wait: float = 0.0) -> None:
+        super().__init__(message, remedy)
+        self.wait = wait
 
 
 class NotYet(Failure):

@@ -60,8 +60,11 @@ class Behaviour:
     only: str = ".*"
     #: Before each answer, in seconds.
     delay: float = 0
-    #: Bytes a second of a body.
+    #: Bytes a second of a body, and how many are sent at once.
     rate: float | None = None
+    piece: int = 64 << 10
+    #: Seconds between each byte of an answer's headers and the next.
+    drip_headers: float = 0
     #: Status by path (regular expression, whole path), the first that matches.
     status: dict[str, int] = field(default_factory=dict)
     #: Status by method, before anything else.
@@ -73,8 +76,9 @@ class Behaviour:
     #: Send so many bytes of a body, then nothing (until the end, or `resume` is set).
     stall_after: int | None = None
     resume: threading.Event = field(default_factory=threading.Event)
-    #: Send so many bytes of a body, then close the connection.
+    #: Send so many bytes of a body, then close the connection, or reset it.
     cut_after: int | None = None
+    reset_after: int | None = None
     #: Bytes after the body's end: declared in Content-Length, or behind its back.
     extra: bytes = b""
     extra_undeclared: bool = False

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
+import os
 import re
 import secrets
 import socket
 import ssl
+import struct
 import threading
 import urllib.parse
 from collections.abc import Mapping
@@ -19,7 +21,6 @@ from modelvold.oci.digest import Digest
 from tests.fakes.behaviour import BLOB_PATH, MANIFEST_PATH, Auth, Behaviour, Request
 from tests.fakes.content import Generated
 
-_PIECE = 64 << 10
 _RANGE = re.compile(r"bytes=([0-9]+)-([0-9]+)")
 
 
@@ -89,6 +90,16 @@ class _Conversation(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """`requests` is the log."""
+
+    def flush_headers(self) -> None:
+        drip = self.ill.drip_headers if self.asked.path != "/token" else 0
+        for byte in b"".join(self._headers_buffer) if drip else b"":  # type: ignore[attr-defined]
+            self.wfile.write(bytes([byte]))
+            if self.server.registry.ending.wait(drip):
+                break
+        if drip:
+            self._headers_buffer = []
+        super().flush_headers()
 
     def do_HEAD(self) -> None:
         self._answer()
@@ -234,15 +245,16 @@ class _Conversation(http.server.BaseHTTPRequestHandler):
         is.
         """
         offset = 0
+        stops = {ill.cut_after, ill.stall_after, ill.reset_after} - {None}
         while offset < body.size:
-            stop = min((s for s in (ill.cut_after, ill.stall_after) if s is not None and s > offset), default=body.size)
-            if offset in {ill.cut_after, ill.stall_after} and self._is_held(ill, offset):
+            if offset in stops and self._is_held(ill, offset):
                 return
-            size = min(_PIECE, body.size - offset, max(stop - offset, 1))
+            stop = min((s for s in stops if s is not None and s > offset), default=body.size)
+            size, rate = min(ill.piece, body.size - offset, stop - offset), ill.rate  # a test may change them meanwhile
             self._write(body.read(offset, size), chunked=chunked)
             offset += size
-            if ill.rate:
-                self.server.registry.ending.wait(size / ill.rate)
+            if rate:
+                self.server.registry.ending.wait(size / rate)
         if ill.extra:
             self._write(ill.extra, chunked=chunked)
         if chunked:
@@ -250,6 +262,11 @@ class _Conversation(http.server.BaseHTTPRequestHandler):
 
     def _is_held(self, ill: Behaviour, offset: int) -> bool:
         """Whether the body ends here."""
+        if offset == ill.reset_after:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(self.connection.detach())
+            self.close_connection = True
+            return True
         if offset == ill.stall_after:
             while not ill.resume.wait(0.02) and not self.server.registry.ending.is_set():
                 pass

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,57 +13,12 @@ from modelvold.oci.reference import Repository
 from modelvold.registry.client import Client
 from modelvold.registry.credentials import Credentials
 from modelvold.registry.hosts import Hosts
-from modelvold.store.content import Content
 from modelvold.store.store import Store
 
 from tests.fakes.registry import FakeRegistry, generated
+from tests.fetch.house import DATA, SIZE, House, bytes_of, until
 from tests.lab.program import wait_until
-from tests.store.keeping import Notes, add, fill, wait_for_state
-
-SEGMENTS = 6
-SIZE = SEGMENTS * CHUNK - 1000
-DATA = generated(SIZE, seed=3).read(0, SIZE)
-
-
-@dataclass
-class House:
-    registry: FakeRegistry
-    store: Store
-    fetcher: Fetcher
-    notes: Notes
-
-    def add(self, data: bytes = DATA) -> Content:
-        source = f"{self.registry.address}/models/tiny"
-        return add(self.store, data, source=source, digest=self.registry.put_blob(data))
-
-    @property
-    def ranges(self) -> list[str]:
-        return [request.range for request in self.registry.requests if request.is_blob]
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    """Registry, client, store and a fetcher of four workers; no thread outlives it."""
-    threads = set(threading.enumerate())
-    with ExitStack() as life:
-        registry = life.enter_context(FakeRegistry())
-        store = life.enter_context(Store(tmp_path / "store"))
-        client = life.enter_context(Client(Hosts(tmp_path / "certs.d"), Credentials(None)))
-        notes = Notes(store)
-        store.watch(notes)
-        fetcher = Fetcher(store, client, lambda content: [Repository.parse(content.source)], workers=4, stall=5)
-        life.enter_context(fetcher)
-        yield House(registry, store, fetcher, notes)
-        registry.ending.set()  # a hung answer ends
-    assert set(threading.enumerate()) == threads
-
-
-def _bytes(content: Content) -> bytes:
-    return b"".join(segment.path.read_bytes()[: segment.length] for segment in content.segments)
-
-
-def _until(true: Callable[[], bool]) -> None:
-    assert wait_until(true, 20)
+from tests.store.keeping import add, fill, wait_for_state
 
 
 def test_prefetch_is_one_request_for_every_byte_once(house: House) -> None:
@@ -77,14 +28,14 @@ def test_prefetch_is_one_request_for_every_byte_once(house: House) -> None:
     wait_for_state(content, "verified")
     assert house.ranges == [f"bytes=0-{SIZE - 1}"]
     assert house.registry.bytes_sent() == SIZE
-    assert _bytes(content) == DATA
+    assert bytes_of(content) == DATA
 
 
 def test_a_demand_asks_for_its_segment_alone(house: House) -> None:
     """No byte that nobody reads."""
     content = house.add()
     house.fetcher.demand(content.segments[3])
-    _until(lambda: content.segments[3].durable)
+    until(lambda: content.segments[3].durable)
     assert house.ranges == [f"bytes={3 * CHUNK}-{4 * CHUNK - 1}"]
     assert content.present == CHUNK
 
@@ -96,7 +47,7 @@ def test_many_demands_of_one_segment_are_one_request(house: House) -> None:
     for _ in range(20):
         house.fetcher.demand(content.segments[2])
         time.sleep(0.01)
-    _until(lambda: content.segments[2].durable)
+    until(lambda: content.segments[2].durable)
     assert house.ranges == [f"bytes={2 * CHUNK}-{3 * CHUNK - 1}"]
 
 
@@ -105,12 +56,12 @@ def test_a_demand_overtakes_a_running_prefetch(house: House) -> None:
     house.registry.behaviour.rate = 8 * CHUNK
     content = house.add()
     house.fetcher.prefetch([content])
-    _until(lambda: content.segments[0].present > 0)
+    until(lambda: content.segments[0].present > 0)
     house.fetcher.demand(content.segments[4])
     wait_for_state(content, "verified")
     assert f"bytes={4 * CHUNK}-{5 * CHUNK - 1}" in house.ranges
     assert f"bytes={5 * CHUNK}-{SIZE - 1}" in house.ranges
-    assert _bytes(content) == DATA
+    assert bytes_of(content) == DATA
 
 
 def test_cut_bodies_are_gone_on_with(house: House) -> None:
@@ -124,7 +75,7 @@ def test_cut_bodies_are_gone_on_with(house: House) -> None:
     assert starts == sorted(set(starts))
     assert starts[1] <= cut
     assert house.notes.failures == []
-    assert _bytes(content) == DATA
+    assert bytes_of(content) == DATA
 
 
 def test_a_prefetch_over_segments_that_hold_a_part(house: House) -> None:
@@ -132,10 +83,10 @@ def test_a_prefetch_over_segments_that_hold_a_part(house: House) -> None:
     content = house.add()
     fill(house.store, content.segments[3], DATA, 300_000)
     house.fetcher.prefetch([content])
-    _until(lambda: content.state != "unverified")
+    until(lambda: content.state != "unverified")
     assert content.state == "verified"
     assert house.ranges[1:] == [f"bytes={3 * CHUNK + 300_000}-{SIZE - 1}"]
-    assert _bytes(content) == DATA
+    assert bytes_of(content) == DATA
 
 
 def test_a_restart_of_the_registry_is_waited_out(house: House) -> None:
@@ -143,9 +94,9 @@ def test_a_restart_of_the_registry_is_waited_out(house: House) -> None:
     house.registry.behaviour.status = {".*": 503}
     content = house.add()
     house.fetcher.demand(content.segments[0])
-    _until(lambda: len(house.ranges) >= 3)
+    until(lambda: len(house.ranges) >= 3)
     house.registry.behaviour.status = {}
-    _until(lambda: content.segments[0].durable)
+    until(lambda: content.segments[0].durable)
     assert house.notes.failures == []
 
 
@@ -154,7 +105,7 @@ def test_a_permanent_failure_is_told_at_once(house: House) -> None:
     content = house.add()
     house.registry.blobs.clear()
     house.fetcher.demand(content.segments[1])
-    _until(lambda: bool(house.notes.failures))
+    until(lambda: bool(house.notes.failures))
     assert isinstance(house.notes.failures[0], NotFound)
     assert house.notes.told == [("failed", 1)]
     assert len(house.ranges) == 1
@@ -170,10 +121,10 @@ def test_a_paused_worker_does_not_swallow_a_demand(house: House) -> None:
     house.registry.behaviour.status = {f".*/{content.digest}": 503 for content in bad}
     for content in bad:
         house.fetcher.demand(content.segments[0])
-    _until(lambda: len(house.ranges) >= 12)  # their pauses are now more than a second
+    until(lambda: len(house.ranges) >= 12)  # their pauses are now more than a second
     before = len(house.ranges)
     house.fetcher.demand(good.segments[0])
-    _until(lambda: good.segments[0].durable)
+    until(lambda: good.segments[0].durable)
     assert len(house.ranges) - before <= 2
 
 
@@ -182,7 +133,7 @@ def test_removed_while_it_comes(house: House) -> None:
     house.registry.behaviour.rate = 4 * CHUNK
     content = house.add()
     house.fetcher.prefetch([content])
-    _until(lambda: content.segments[0].present > 0)
+    until(lambda: content.segments[0].present > 0)
     house.fetcher.forget([content])
     house.store.remove(content)
     house.registry.behaviour.rate = None

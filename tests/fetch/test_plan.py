@@ -123,6 +123,93 @@ def test_forgotten_stays_forgotten() -> None:
     assert not plan.is_prefetching(1)
 
 
+def test_what_failed_rests_and_others_go_on() -> None:
+    """A demand that failed waits its time, though somebody asks for it once more; another is given out at once."""
+    plan = Bytes().plan()
+    plan.demand((1, 3))
+    failed = plan.next(0.0)
+    assert failed
+    plan.end(failed, failed.keys, until=5.0)
+    plan.demand((1, 3))
+    assert (plan.next(0.0), plan.next_time()) == (None, 5.0)
+    plan.demand((2, 0))
+    other = plan.next(0.0)
+    assert other
+    assert other.keys == [(2, 0)]
+    again = plan.next(5.0)
+    assert again
+    assert again.keys == [(1, 3)]
+
+
+def test_one_that_rests_is_asked_for_at_once_by_whoever_comes_after_it_was_released() -> None:
+    """The gate's deadline has passed; the next reader finds out whether it was mended."""
+    plan = Bytes().plan()
+    plan.demand((1, 3))
+    failed = _next(plan)
+    plan.end(failed, failed.keys, until=5.0)
+    plan.release((1, 3))
+    assert (plan.next(9.0), plan.next_time()) == (None, None)
+    plan.demand((1, 3))
+    assert _next(plan).keys == [(1, 3)]
+
+
+def test_a_prefetch_that_failed_rests_as_a_whole_and_goes_behind_others() -> None:
+    """No request for each of its segments, and nobody waits behind it."""
+    plan = Bytes().plan()
+    plan.prefetch(1, SEGMENTS)
+    plan.prefetch(2, SEGMENTS)
+    failed = _next(plan)
+    assert failed.content == 1
+    plan.end(failed, failed.keys, until=5.0)
+    second = _next(plan)
+    assert second.content == 2
+    assert plan.next(4.0) is None
+    assert plan.is_prefetching(1)
+    assert plan.next_time() == 5.0
+    again = plan.next(5.0)
+    assert again
+    assert again.keys == failed.keys
+
+
+def test_what_fails_takes_half_of_the_workers_and_its_prefetch_less() -> None:
+    """Four workers: contents of a registry that lets every request hang hold two of them, and of these one is for demands."""
+    plan = Bytes().plan(4)
+    for content in range(3):
+        plan.prefetch(content, SEGMENTS)
+    for _ in range(3):
+        failed = _next(plan)
+        plan.end(failed, failed.keys, until=1.0)
+    hanging = plan.next(2.0)
+    assert hanging
+    assert plan.next(2.0) is None
+    plan.demand((1, 7))
+    plan.demand((2, 7))
+    assert _next(plan).keys == [(1, 7)]
+    assert plan.next(2.0) is None
+    plan.demand((9, 0))
+    assert _next(plan).keys == [(9, 0)]
+    plan.end(hanging)  # it went well after all
+    assert _next(plan).keys == [(2, 7)]
+
+
+def test_a_suspended_prefetch_is_resumed() -> None:
+    """With what it lacks; and not what was never to be fetched whole."""
+    there = Bytes()
+    plan = there.plan()
+    plan.prefetch(1, SEGMENTS)
+    failed = _next(plan)
+    plan.suspend_prefetch(1)
+    plan.suspend_prefetch(2)
+    plan.end(failed, failed.keys, until=5.0)
+    assert plan.next(9.0) is None
+    assert not plan.is_prefetching(1)
+    there.present.update((1, n) for n in range(4))
+    plan.resume_prefetch(1)
+    plan.resume_prefetch(2)
+    assert _next(plan).keys == [(1, n) for n in range(4, SEGMENTS)]
+    assert plan.next(9.0) is None
+
+
 class PlanMachine(RuleBasedStateMachine):
     """Workers that do anything at any time, against the plan's promises."""
 
@@ -134,6 +221,8 @@ class PlanMachine(RuleBasedStateMachine):
         self.filling: dict[int, Key] = {}
         self.waited: set[Key] = set()
         self.wanted: set[int] = set()
+        self.now = 0.0
+        self.rests: dict[Key, float] = {}
 
     keys = st.tuples(st.integers(0, CONTENTS - 1), st.integers(0, SEGMENTS - 1))
 
@@ -147,6 +236,7 @@ class PlanMachine(RuleBasedStateMachine):
     def release(self, key: Key) -> None:
         self.plan.release(key)
         self.waited.discard(key)
+        self.rests.pop(key, None)
 
     @rule(content=st.integers(0, CONTENTS - 1))
     def prefetch(self, content: int) -> None:
@@ -157,26 +247,37 @@ class PlanMachine(RuleBasedStateMachine):
     def forget(self, content: int) -> None:
         self.plan.forget(content)
         self.wanted.discard(content)
+        self.rests = {key: until for key, until in self.rests.items() if key[0] != content}
         self.waited = {key for key in self.waited if key[0] != content}
+
+    @rule(content=st.integers(0, CONTENTS - 1))
+    def suspend(self, content: int) -> None:
+        """Until its next transfer ends well, or the end."""
+        self.plan.suspend_prefetch(content)
+
+    @rule(seconds=st.sampled_from([1.0, 10.0]))
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
 
     @precondition(lambda self: len(self.running) < WORKERS)
     @rule()
     def take(self) -> None:
-        assignment = self.plan.next()
+        assignment = self.plan.next(self.now)
         if assignment is not None:
+            assert all(self.rests.pop(key, 0.0) <= self.now for key in assignment.keys), "one that rests was asked for"
             self.running[assignment.id] = (assignment, 0)
 
     @precondition(lambda self: self.running)
-    @rule(data=st.data(), fails=st.booleans())
-    def step(self, data: st.DataObject, fails: bool) -> None:
+    @rule(data=st.data(), fails=st.booleans(), pause=st.sampled_from([0.0, 5.0]))
+    def step(self, data: st.DataObject, fails: bool, pause: float) -> None:
         name = data.draw(st.sampled_from(sorted(self.running)))
-        self._step(name, fails=fails)
+        self._step(name, fails=fails, pause=pause)
 
-    def _step(self, name: int, *, fails: bool) -> None:
+    def _step(self, name: int, *, fails: bool, pause: float = 0.0) -> None:
         """A transfer begins its next segment, or is through with the one it has, or ends early."""
         assignment, through = self.running[name]
         if fails:
-            self._end(name)
+            self._end(name, pause)
         elif name in self.filling:
             key = self.filling.pop(name)
             self.there.present.add(key)
@@ -191,10 +292,20 @@ class PlanMachine(RuleBasedStateMachine):
         else:
             self._end(name)
 
-    def _end(self, name: int) -> None:
+    def _end(self, name: int, pause: float = 0.0) -> None:
         assignment, _ = self.running.pop(name)
         self.filling.pop(name, None)
-        self.plan.end(assignment, [key for key in assignment.keys if key not in self.there.present])
+        until = self.now + pause if pause else 0.0
+        if until:
+            self.rests |= {
+                key: until for key in assignment.keys if self.plan.is_awaited(key) and self._has(assignment, key)
+            }
+        else:
+            self.plan.resume_prefetch(assignment.content)
+        self.plan.end(assignment, [key for key in assignment.keys if key not in self.there.present], until)
+
+    def _has(self, assignment: Assignment, key: Key) -> bool:
+        return key not in self.there.present and self.plan._claims.get(key) == assignment.id
 
     @invariant()
     def prefetch_leaves_a_worker(self) -> None:
@@ -202,6 +313,9 @@ class PlanMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Left to itself, with workers that do their work, everything wanted comes."""
+        self.now += 1e6
+        for content in range(CONTENTS):
+            self.plan.resume_prefetch(content)
         for _ in range(400):
             if len(self.running) < WORKERS:
                 self.take()

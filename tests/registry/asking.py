@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
+
 from modelvold.layer.extent import BlobOffset
 from modelvold.oci.digest import Digest
 from modelvold.oci.reference import Reference, Repository
@@ -21,9 +23,18 @@ def repository(host: str, path: str = REPOSITORY) -> Repository:
 
 
 def open_range(
-    client: Client, host: str, digest: Digest, start: int, end: int, timeout: float = 5, size: int | None = None
+    client: Client,
+    host: str,
+    digest: Digest,
+    start: int,
+    end: int,
+    timeout: float = 5,
+    size: int | None = None,
+    avoid: AbstractSet[str] = frozenset(),
 ) -> Body:
-    return client.open_range(repository(host), digest, BlobOffset(start), BlobOffset(end), timeout=timeout, size=size)
+    return client.open_range(
+        repository(host), digest, BlobOffset(start), BlobOffset(end), timeout=timeout, size=size, avoid=avoid
+    )
 
 
 def drain(body: Body, piece: int = 64 << 10) -> bytes:

@@ -132,6 +132,21 @@ def test_a_token_forgotten_in_the_middle_of_life_is_renewed(client: Client) -> N
         assert [request.status for request in registry.requests] == [401, 200, 206] * 3
 
 
+def test_a_token_forgotten_while_the_token_server_is_down(client: Client) -> None:
+    """What the token server says is told: passing trouble, and as soon as it is up the range comes."""
+    with FakeRegistry(auth=Auth(bearer=True)) as registry:
+        blob = registry.put_blob(b"0123456789")
+        client.remember(repository(registry.address), USER)
+        assert read_range(client, registry.address, blob, 2, 6) == b"2345"
+        registry.forget_tokens()
+        registry.behaviour.status = {"/token": 503}
+        for _ in range(2):
+            with pytest.raises(errors.Unreachable, match=r"token server.*answered 503"):
+                open_range(client, registry.address, blob, 2, 6)
+        registry.behaviour.status = {}
+        assert read_range(client, registry.address, blob, 2, 6) == b"2345"
+
+
 def test_tokens_that_end_at_once_are_asked_for_each_time(client: Client) -> None:
     with FakeRegistry(auth=Auth(bearer=True, life=0)) as registry:
         registry.add_model(REPOSITORY, "v1", {"a": b"1"})

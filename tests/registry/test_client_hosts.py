@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import ssl
+import time
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ from modelvold.registry.client import Client
 from modelvold.registry.credentials import BasicCredentials
 
 from tests.fakes.authority import Authority
-from tests.fakes.registry import Auth, FakeRegistry
-from tests.registry.asking import NOWHERE, REPOSITORY, open_range, read_range, reference, repository
+from tests.fakes.registry import Auth, Behaviour, FakeRegistry
+from tests.registry.asking import NOWHERE, REPOSITORY, drain, open_range, read_range, reference, repository
 from tests.registry.conftest import MakeClient, WriteHosts
 
 NAME = "registry.example"
@@ -94,6 +95,125 @@ def test_the_servers_word_counts(
             with pytest.raises(errors.Failure, match=server.address) as caught:
                 client.head(reference(NAME))
             assert type(caught.value) is getattr(errors, noun)
+
+
+def test_hosts_to_avoid(client: Client, write_hosts: WriteHosts) -> None:
+    """They are named as bodies name who was asked; where all are avoided nobody is asked."""
+    with FakeRegistry() as mirror, FakeRegistry() as server:
+        write_hosts(NAME, hosts(mirror, server=server))
+        blob = server.put_blob(b"0123456789")
+        mirror.put_blob(b"0123456789")
+        both = client.hosts(repository(NAME))
+        assert both == {mirror.address, server.address}
+        for avoided, asked in ((frozenset[str](), mirror), (frozenset({mirror.address}), server)):
+            with open_range(client, NAME, blob, 2, 6, avoid=avoided) as body:
+                assert (body.host, drain(body)) == (asked.address, b"2345")
+        nobody = pytest.raises(
+            errors.Mismatch, match=f"wrong bytes came from {mirror.address}, {server.address}, and no"
+        )
+        with nobody:
+            open_range(client, NAME, blob, 2, 6, avoid=both)
+        assert [len(registry.requests) for registry in (mirror, server)] == [1, 1]
+
+
+def test_a_host_to_avoid_is_the_one_asked_and_not_its_storage(client: Client, write_hosts: WriteHosts) -> None:
+    """Storage is a name of the moment; hosts.toml names the mirror."""
+    with FakeRegistry() as storage, FakeRegistry() as mirror, FakeRegistry() as server:
+        write_hosts(NAME, hosts(mirror, server=server))
+        blob = server.put_blob(b"0123456789")
+        storage.put_blob(b"0123456789")
+        mirror.behaviour.redirect_to = storage.origin
+        with open_range(client, NAME, blob, 2, 6) as body:
+            assert (body.host, drain(body)) == (mirror.address, b"2345")
+        with open_range(client, NAME, blob, 2, 6, avoid=frozenset({mirror.address})) as body:
+            assert (body.host, drain(body)) == (server.address, b"2345")
+        assert len(storage.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("mirror_says", "server_says", "noun"),
+    [(503, 404, "Unreachable"), (404, 503, "Unreachable"), (401, 404, "NotFound"), (503, 401, "Unreachable")],
+)
+def test_of_a_range_what_may_pass_is_told_first(
+    client: Client, write_hosts: WriteHosts, mirror_says: int, server_says: int, noun: str
+) -> None:
+    """Who asks again for as long as somebody waits must not give up because of the host that lacks it."""
+    with FakeRegistry() as mirror, FakeRegistry() as server:
+        write_hosts(NAME, hosts(mirror, server=server))
+        mirror.behaviour.status, server.behaviour.status = {".*": mirror_says}, {".*": server_says}
+        with pytest.raises(errors.Failure) as caught:
+            open_range(client, NAME, server.put_blob(b"x"), 0, 1)
+        assert type(caught.value) is getattr(errors, noun)
+
+
+def test_a_host_that_was_asked_too_often_is_not_asked_for_ranges(client: Client) -> None:
+    """It is told again what was said, without a request, until the time is over; documents are asked for as before."""
+    with FakeRegistry() as registry:
+        digest = registry.add_model(REPOSITORY, "v1", {"a": b"1"})
+        blob = registry.put_blob(b"0123456789")
+        registry.behaviour.status, registry.behaviour.headers = {".*": 429}, {"Retry-After": "1"}
+        for _ in range(3):
+            with pytest.raises(errors.Unreachable, match=r"answered 429.*asks to wait 1 s") as caught:
+                open_range(client, registry.address, blob, 0, 1)
+            assert 0 < caught.value.wait <= 1
+        assert len(registry.requests) == 1
+        with pytest.raises(errors.Unreachable, match="answered 429"):
+            client.resolve(reference(registry.address))
+        registry.behaviour = Behaviour()
+        assert client.resolve(reference(registry.address)).digest == digest
+        time.sleep(1)
+        assert read_range(client, registry.address, blob, 2, 6) == b"2345"
+
+
+def test_what_is_said_of_documents_holds_back_no_range(client: Client) -> None:
+    """Docker Hub counts manifests, and gives blobs without end."""
+    with FakeRegistry() as registry:
+        registry.add_model(REPOSITORY, "v1", {"a": b"1"})
+        blob = registry.put_blob(b"0123456789")
+        registry.behaviour = Behaviour(only=".*/manifests/.*", status={".*": 429}, headers={"Retry-After": "3600"})
+        with pytest.raises(errors.Unreachable, match="asks to wait 3600 s"):
+            client.resolve(reference(registry.address))
+        assert read_range(client, registry.address, blob, 2, 6) == b"2345"
+
+
+def test_one_that_is_not_there_for_a_while_is_asked_for_other_blobs(client: Client) -> None:
+    """Its wait is that of who asked; it may be about one blob."""
+    with FakeRegistry() as registry:
+        bad, good = registry.put_blob(b"0123456789"), registry.put_blob(b"abcdefghij")
+        registry.behaviour = Behaviour(only=f".*{bad}", status={".*": 503}, headers={"Retry-After": "3600"})
+        with pytest.raises(errors.Unreachable, match=r"answered 503.*asks to wait 3600 s") as caught:
+            open_range(client, registry.address, bad, 0, 1)
+        assert caught.value.wait == 30
+        assert read_range(client, registry.address, good, 2, 6) == b"cdef"
+
+
+def test_a_mirror_is_asked_while_the_server_is_left_alone(client: Client, write_hosts: WriteHosts) -> None:
+    """And the other way round: a limit is one host's."""
+    with FakeRegistry() as mirror, FakeRegistry() as server:
+        write_hosts(NAME, hosts(mirror, server=server))
+        blob = server.put_blob(b"0123456789")
+        mirror.put_blob(b"0123456789")
+        mirror.behaviour.status, mirror.behaviour.headers = {".*": 429}, {"Retry-After": "3600"}
+        for _ in range(3):
+            assert read_range(client, NAME, blob, 2, 6) == b"2345"
+        assert (len(mirror.requests), len(server.requests)) == (1, 3)
+
+
+def test_a_host_left_for_each_range_is_told_of_once(
+    client: Client, write_hosts: WriteHosts, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A mirror without the model, asked before the server for every range of it; then without a right to it."""
+    caplog.set_level(logging.INFO)
+    with FakeRegistry() as mirror, FakeRegistry() as server:
+        write_hosts(NAME, hosts(mirror, server=server))
+        blob = server.put_blob(b"0123456789")
+        for _ in range(20):
+            assert read_range(client, NAME, blob, 2, 6) == b"2345"
+        assert caplog.text.count("leave host=") == 1
+        mirror.behaviour.status = {".*": 403}
+        for _ in range(20):
+            assert read_range(client, NAME, blob, 2, 6) == b"2345"
+        assert caplog.text.count("leave host=") == 2
 
 
 def test_capabilities(client: Client, write_hosts: WriteHosts) -> None:

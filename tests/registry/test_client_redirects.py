@@ -105,7 +105,24 @@ def test_from_http_to_https(client: Client, write_hosts: WriteHosts, authority: 
         assert read_range(client, registry.address, digest, 2, 6) == b"2345"
 
 
-@pytest.mark.parametrize(("status", "noun"), [(403, "Unreachable"), (401, "Unreachable"), (404, "NotFound")])
+def test_a_signature_that_has_ended_is_asked_for_anew(client: Client) -> None:
+    """The registry signs anew for every request: one made again goes well."""
+    with FakeRegistry() as storage, FakeRegistry() as registry:
+        digest = storage.put_blob(b"0123456789")
+        registry.behaviour.redirect_to = storage.origin
+        for status in (400, 403):
+            storage.behaviour.status = {".*": status}
+            with pytest.raises(errors.Unreachable, match=f"which answered {status}"):
+                open_range(client, registry.address, digest, 2, 6)
+            storage.behaviour.status = {}
+            assert read_range(client, registry.address, digest, 2, 6) == b"2345"
+        assert len({request.query["X-Signature"] for request in storage.requests}) == 4
+
+
+@pytest.mark.parametrize(
+    ("status", "noun"),
+    [(403, "Unreachable"), (400, "Unreachable"), (401, "Unreachable"), (404, "NotFound"), (429, "Unreachable")],
+)
 def test_refused_where_we_were_sent(client: Client, status: int, noun: str, caplog: pytest.LogCaptureFixture) -> None:
     """A signature that ended is the registry's trouble, nobody's credentials; and the signature is told to nobody."""
     caplog.set_level(logging.DEBUG)

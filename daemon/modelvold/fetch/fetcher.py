@@ -1,67 +1,56 @@
 """The fetcher: owns the workers, each of which makes one transfer at a time into a buffer of its own.
 
-Memory is workers × buffer, whatever the model's size. The plan is consulted under one lock; requests and appends hold none.
+Memory is workers × buffer, whatever the model's size. The plan is consulted under one lock; requests and appends hold none. What
+fails is left alone for a while by the plan, not by its worker, which does something else meanwhile.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import Protocol, Self
+from typing import Self
 
-from modelvold.errors import Failing, Failure, Mismatch, Refused, Unreachable
+from modelvold import points
+from modelvold.errors import Failing, Failure, Mismatch
 from modelvold.fetch.plan import Assignment, Key, Plan
-from modelvold.fetch.retry import pause_after
-from modelvold.layer.extent import BlobOffset
-from modelvold.oci.digest import Digest
+from modelvold.fetch.retry import is_waited_out
+from modelvold.fetch.transfer import Blobs, Transfers
+from modelvold.fetch.trouble import Troubles, Who
 from modelvold.oci.reference import Repository
+from modelvold.points import Point
 from modelvold.store.content import Content, content_of
 from modelvold.store.segment import Segment
+from modelvold.store.showing import Verify
 from modelvold.store.store import Store
 
 log = logging.getLogger(__name__)
 
 #: Small enough that a waiting read of 128 KiB is answered soon on a slow link, large enough that Python's share is small.
 BUFFER = 256 << 10
-
-
-class Body(Protocol):
-    def readinto(self, buffer: memoryview, /) -> int: ...
-
-    def abort(self) -> None: ...
-
-
-class Blobs(Protocol):
-    """Where bytes come from: the registry's client."""
-
-    def open_range(
-        self, repository: Repository, digest: Digest, start: BlobOffset, end: BlobOffset, *, timeout: float, size: int
-    ) -> AbstractContextManager[Body]: ...
+#: Files below this are read whole and first by every engine: configuration, tokenizers, templates.
+_SMALL = 4 << 20
 
 
 class Fetcher:
-    """`source_of(content)` names the repositories a content may be fetched from, best first; `stall` is how many seconds without
+    """`sources_of(content)` names the repositories a content may be fetched from, best first; `stall` is how many seconds without
     a byte make a transfer end and start again."""
 
     def __init__(
         self,
         store: Store,
         blobs: Blobs,
-        source_of: Callable[[Content], Sequence[Repository]],
+        sources_of: Callable[[Content], Sequence[Repository]],
         *,
         workers: int,
         stall: float,
     ) -> None:
         self._store = store
-        self._blobs = blobs
-        self._source_of = source_of
-        self._stall = stall
-        self._changed = threading.Condition()  # guards _plan, _attempts, _bodies, _ending
+        self._transfers = Transfers(store, blobs, sources_of, stall)
+        self._changed = threading.Condition()  # guards _plan, _troubles, _ending
         self._plan = Plan(workers, self._is_missing, lambda key: segment.padded if (segment := self._find(key)) else 0)
-        self._attempts: dict[int, tuple[int, int]] = {}  # content → failures in a row, bytes present at the last
-        self._bodies: set[Body] = set()
+        self._troubles = Troubles()
         self._ending = False
         self._threads = [threading.Thread(target=self._work, name=f"fetch-{n}") for n in range(workers)]
 
@@ -71,26 +60,34 @@ class Fetcher:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._changed:
-            self._ending = True
-            bodies = list(self._bodies)
-            self._changed.notify_all()
-        for body in bodies:
-            body.abort()
+        self.stop()
         for thread in self._threads:
             thread.join()
+
+    def stop(self) -> None:
+        """Nothing more begins, and what ends from now on is nobody's failure. Bodies that come end at once; a request that waits for
+        its answer ends when the client is closed, else by its time-out."""
+        with self._changed:
+            self._ending = True
+            self._changed.notify_all()
+        self._transfers.stop()
 
     # -- asked by the rooms above
 
     def demand(self, segment: Segment) -> None:
         """Somebody waits for this segment. Returns at once; what becomes of it the store's watchers are told."""
+        content = content_of(segment)
+        is_shown_as_a_whole = self._store.verify is Verify.LAYER and not content.is_verified
         with self._changed:
             self._plan.demand(_key(segment))
-            self._changed.notify_all()  # one could be a worker that pauses
+            if is_shown_as_a_whole:
+                self._prefetch(content)
+            self._changed.notify_all()
 
     def release(self, segment: Segment) -> None:
         with self._changed:
             self._plan.release(_key(segment))
+            self._troubles.release(_key(segment))
 
     def prefetch(self, contents: Sequence[Content]) -> None:
         """All of these, small ones first, each from its start."""
@@ -99,10 +96,18 @@ class Fetcher:
                 self._plan.prefetch(content.id, len(content.segments))
             self._changed.notify_all()
 
+    def start_over(self, content: Content) -> bool:
+        """All of it again, whose bytes were wrong and are gone, from hosts that are no suspects; False where there is none."""
+        if not self._transfers.has_another(content):
+            return False
+        self.prefetch([content])
+        return True
+
     def forget(self, contents: Sequence[Content]) -> None:
         with self._changed:
             for content in contents:
                 self._plan.forget(content.id)
+                self._troubles.forget(content.id)
 
     def is_prefetching(self, content: Content) -> bool:
         with self._changed:
@@ -113,124 +118,92 @@ class Fetcher:
     def _work(self) -> None:
         buffer = memoryview(bytearray(BUFFER))
         while (assignment := self._next()) is not None:
-            unfinished: list[Key] = []
-            pause = 0.0
+            failure, is_right = None, False
             try:
-                unfinished = self._transfer(assignment, buffer)
-            except Failure as failure:
-                unfinished, pause = self._on_failure(assignment, failure)
-            except Exception as error:
-                if self._store.has(assignment.content):
-                    log.exception("transfer content=%d failed", assignment.content)
-                    unfinished, pause = self._on_failure(assignment, Failing(f"transfer: {error}"))
-                else:
-                    log.info("drop transfer content=%d reason=removed", assignment.content)
-            self._end(assignment, unfinished, pause)
+                is_right = self._transfer(assignment, buffer)
+            except Failure as raised:
+                failure = raised
+            except Exception as error:  # noqa: BLE001 — logged where it is judged
+                failure = self._unexpected(assignment, error)
+            points.at(Point.FETCH_ENDED)
+            if is_right:
+                self._on_success(assignment)
+            self._end(assignment, failure)
 
     def _next(self) -> Assignment | None:
         with self._changed:
             while not self._ending:
-                assignment = self._plan.next()
+                now = time.monotonic()
+                assignment = self._plan.next(now)
                 if assignment is not None:
                     return assignment
-                self._changed.wait()
+                at = self._plan.next_time()
+                self._changed.wait(None if at is None else max(0.0, at - now))
             return None
 
-    def _end(self, assignment: Assignment, unfinished: list[Key], pause: float) -> None:
+    def _transfer(self, assignment: Assignment, buffer: memoryview) -> bool:
+        """See Transfers.run: some segments are left where a demand has taken one in its way."""
+
+        def begin(segment: Segment) -> bool:
+            with self._changed:
+                return self._plan.begin(assignment, _key(segment))
+
+        segments = [self._segment(key) for key in assignment.keys]
+        return self._transfers.run(segments, begin, buffer, is_demand=assignment.is_demand)
+
+    def _unexpected(self, assignment: Assignment, error: Exception) -> Failure | None:
+        if self._store.has(assignment.content):
+            log.error("transfer content=%d failed", assignment.content, exc_info=error)
+            return Failing(f"transfer: {error}")
+        log.info("drop transfer content=%d reason=removed", assignment.content)
+        return None
+
+    def _on_success(self, assignment: Assignment) -> None:
+        who: Who = assignment.keys[0] if assignment.is_demand else assignment.content
         with self._changed:
-            if pause:
-                self._changed.wait_for(lambda: self._ending, pause)
-            self._plan.end(assignment, unfinished)
+            self._plan.resume_prefetch(assignment.content)
+            is_news = self._troubles.work(assignment.content, who)
+        segment = self._find(assignment.keys[0])
+        if segment is None:
+            return
+        content = content_of(segment)
+        if not isinstance(content.last_error, Failing | Mismatch):  # those are the store's to take back
+            content.last_error = None
+        if is_news:
+            log.info("fetch content=%s goes on", content.digest)
+
+    def _end(self, assignment: Assignment, failure: Failure | None) -> None:
+        unfinished = [segment for key in assignment.keys if (segment := self._find(key)) and not segment.is_complete]
+        pause: float | None = 0.0
+        if failure is not None and unfinished and not self._ending:
+            pause = self._on_failure(assignment, unfinished, failure)
+        with self._changed:
+            keys = [_key(segment) for segment in unfinished] if pause is not None else []
+            self._plan.end(assignment, keys, time.monotonic() + pause if pause else 0.0)
             self._changed.notify_all()
 
-    def _transfer(self, assignment: Assignment, buffer: memoryview) -> list[Key]:
-        """Returns what it left because a demand has taken a segment in its way."""
-        segments = [self._segment(key) for key in assignment.keys]
-        content = content_of(segments[0])
-        if content.state == "quarantined":
-            raise Mismatch(f"layer {content.digest}: {content.reason}", "remove the model with `modelvold rm`")
-        self._store.check()
-        start = BlobOffset(segments[0].extent.start + segments[0].filled)
-        end = BlobOffset(segments[-1].extent.end)
-        with self._open(content, start, end) as body:
-            self._hold(body)
-            try:
-                at = start
-                for key, segment in zip(assignment.keys, segments, strict=True):
-                    if not self._begin(assignment, key) or not self._fill(segment, at, body, buffer):
-                        break
-                    at = BlobOffset(segment.extent.end)
-            finally:
-                self._let_go(body)
+    def _on_failure(self, assignment: Assignment, unfinished: Sequence[Segment], failure: Failure) -> float | None:
+        """Seconds to leave it alone; None where asking again is no use: then whoever waits has been told."""
+        content, first, now = content_of(unfinished[0]), unfinished[0], time.monotonic()
         with self._changed:
-            self._attempts.pop(content.id, None)
-        return [key for key in assignment.keys if self._is_missing(key)]
-
-    def _open(self, content: Content, start: BlobOffset, end: BlobOffset) -> AbstractContextManager[Body]:
-        failure: Failure | None = None
-        for repository in self._source_of(content):
-            try:
-                return self._blobs.open_range(
-                    repository, content.digest, start, end, timeout=self._stall, size=content.length
-                )
-            except Failure as error:
-                failure = failure or error
-        raise failure or Refused(f"layer {content.digest}: no volume names it")
-
-    def _fill(self, segment: Segment, at: BlobOffset, body: Body, buffer: memoryview) -> bool:
-        """False where the body, which has come to `at`, does not go on where the segment's file ends: it holds a part already."""
-        with segment.writer() as writer:
-            if segment.extent.start + segment.filled != at:
-                return False
-            while writer.remaining:
-                got = body.readinto(buffer[: min(writer.remaining, BUFFER)])
-                if not got:
-                    raise Unreachable(
-                        f"layer {content_of(segment).digest}: the registry sent {writer.remaining} bytes too few"
-                    )
-                try:
-                    writer.append(buffer[:got])
-                except OSError as error:
-                    raise Failing(f"store {segment.path}: {error.strerror}", "make room, or mend the disk") from error
-                self._store.on_appended(writer)
-        return True
-
-    def _on_failure(self, assignment: Assignment, failure: Failure) -> tuple[list[Key], float]:
-        """What is wanted again, and after how long. Where asking again is no use, whoever waits is told."""
-        segments = [segment for key in assignment.keys if (segment := self._find(key)) and not segment.is_complete]
-        if self._ending or not segments:
-            return [], 0.0
-        unfinished = [_key(segment) for segment in segments]
-        content = content_of(segments[0])
-        with self._changed:
-            failures, present = self._attempts.get(content.id, (0, 0))
-            attempt = failures + 1 if content.present <= present else 1
-            self._attempts[content.id] = attempt, content.present
-        pause = pause_after(failure, attempt)
+            is_awaited = assignment.is_demand or self._plan.is_awaited(_key(first))
+            who, present = (_key(first), first.present) if is_awaited else (content.id, content.present)
+            pause = self._troubles.fail(who, present, failure, now)
+            is_news = self._troubles.is_news(content.id, failure, now)
+            if pause is None:
+                self._plan.stop_prefetch(content.id)
+            elif not assignment.is_demand and not is_waited_out(failure):
+                self._plan.suspend_prefetch(content.id)
         content.last_error = failure
-        if attempt == 1 or pause is None:
-            log.warning("fetch content=%s segment=%d failed error=%r", content.digest, assignment.first, str(failure))
-        if pause is not None:
-            return unfinished, pause
-        with self._changed:
-            self._attempts.pop(content.id, None)
-            self._plan.stop_prefetch(content.id)
-        self._store.fail(segments, failure)
-        return [], 0.0
+        if is_news:
+            log.warning("fetch content=%s segment=%d failed error=%r", content.digest, first.number, str(failure))
+        if pause is None:
+            self._store.fail(unfinished, failure)
+        return pause
 
-    def _begin(self, assignment: Assignment, key: Key) -> bool:
-        with self._changed:
-            return self._plan.begin(assignment, key)
-
-    def _hold(self, body: Body) -> None:
-        with self._changed:
-            if self._ending:
-                raise Unreachable("the daemon is stopping")
-            self._bodies.add(body)
-
-    def _let_go(self, body: Body) -> None:
-        with self._changed:
-            self._bodies.discard(body)
+    def _prefetch(self, content: Content) -> None:
+        if not self._plan.is_prefetching(content.id):
+            self._plan.prefetch(content.id, len(content.segments))
 
     def _segment(self, key: Key) -> Segment:
         return self._store.content(key[0]).segments[key[1]]
@@ -245,10 +218,6 @@ class Fetcher:
     def _is_missing(self, key: Key) -> bool:
         segment = self._find(key)
         return segment is not None and not segment.is_complete
-
-
-#: Files below this are read whole and first by every engine: configuration, tokenizers, templates.
-_SMALL = 4 << 20
 
 
 def _key(segment: Segment) -> Key:

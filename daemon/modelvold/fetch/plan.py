@@ -6,7 +6,12 @@ claimed but not begun is taken from it.
 
     missing ──next──▶ claimed ──begin──▶ begun ──done──▶ (forgotten)
        ▲                 │ demand takes it   │
-       └─────────────────┴──── returned ─────┘
+       ├─────────────────┴──── returned ─────┤
+       └──── the time has come ── resting ◀──┘ failed
+
+What failed rests, and holds no worker meanwhile: a demand by itself, a prefetch with all of its content, which goes behind the others.
+Contents of which the last transfer failed take half of the workers at most, their prefetches half of that: a registry that lets
+every request hang leaves workers to others, and to its own demands.
 """
 
 from __future__ import annotations
@@ -44,6 +49,7 @@ class Plan:
 
     def __init__(self, workers: int, is_missing: Callable[[Key], bool], length: Callable[[Key], int]) -> None:
         self._most_prefetches = max(1, workers - 1)
+        self._most_troubled = max(1, workers // 2)
         self._is_missing = is_missing
         self._length = length
         self._demands: OrderedDict[Key, None] = OrderedDict()
@@ -52,6 +58,12 @@ class Plan:
         self._begun: set[Key] = set()
         self._awaited: set[Key] = set()  # waited for while in flight: a demand again, should that transfer end early
         self._wanted: dict[int, int] = {}  # content → number of segments, of those to be fetched whole
+        self._resting: dict[Key, float] = {}  # demands that failed, and until when they are left alone
+        self._quiet: dict[int, float] = {}  # contents whose prefetch failed, likewise
+        self._troubled: set[int] = set()  # contents of which a transfer failed, and none has gone well since
+        self._suspended: dict[
+            int, int
+        ] = {}  # content → number of segments, where prefetch waits for something to go well
         self._running: dict[int, Assignment] = {}
         self._last = 0
 
@@ -59,7 +71,8 @@ class Plan:
         return f"<plan demands={len(self._demands)} prefetches={len(self._prefetches)} running={sorted(self._running)}>"
 
     def demand(self, key: Key) -> None:
-        if not self._is_missing(key):
+        """Somebody waits. At once, unless it is for one that rests, for which somebody waited already."""
+        if not self._is_missing(key) or key in self._resting:
             return
         if key in self._begun or self._is_next(key):
             self._awaited.add(key)
@@ -69,42 +82,73 @@ class Plan:
 
     def release(self, key: Key) -> None:
         """Nobody waits for it any more. A transfer that has begun it goes on; a prefetch that a demand took it from has it back."""
-        if self._demands.pop(key, self) is None:
+        if self._demands.pop(key, self) is None or self._resting.pop(key, None) is not None:
             self._rewind(key)
         self._awaited.discard(key)
 
+    def is_awaited(self, key: Key) -> bool:
+        """Whether somebody waits for one in flight."""
+        return key in self._awaited
+
     def prefetch(self, content: int, segments: int) -> None:
         """All of a content, behind the prefetches asked for before."""
+        self.stop_prefetch(content)
         self._prefetches[content] = (0, segments)
         self._wanted[content] = segments
 
     def stop_prefetch(self, content: int) -> None:
-        self._prefetches.pop(content, None)
-        self._wanted.pop(content, None)
+        for table in (self._prefetches, self._wanted, self._suspended, self._quiet):
+            table.pop(content, None)
+
+    def suspend_prefetch(self, content: int) -> None:
+        """No more of it until `resume_prefetch`."""
+        if (segments := self._wanted.get(content)) is not None:
+            self.stop_prefetch(content)
+            self._suspended[content] = segments
+
+    def resume_prefetch(self, content: int) -> None:
+        """It goes on where it was suspended."""
+        if (segments := self._suspended.get(content)) is not None:
+            self.prefetch(content, segments)
 
     def forget(self, content: int) -> None:
         """No more prefetch of it, and no more demands."""
         self.stop_prefetch(content)
-        for key in [key for key in self._demands if key[0] == content]:
-            del self._demands[key]
+        self._troubled.discard(content)
+        for table in (self._demands, self._resting):
+            for key in [key for key in table if key[0] == content]:
+                del table[key]
         self._awaited = {key for key in self._awaited if key[0] != content}
 
     def is_prefetching(self, content: int) -> bool:
-        return content in self._prefetches or any(a.content == content for a in self._running.values())
+        """Whether all of it is still on its way: what somebody waits for too counts."""
+        if content in self._prefetches or any(a.content == content for a in self._running.values()):
+            return True
+        return content in self._wanted and any(key[0] == content for key in (*self._demands, *self._resting))
 
-    def next(self) -> Assignment | None:
-        """The next transfer, to be answered by `end`; None when there is nothing to do that may be done now."""
-        while self._demands:
-            key, _ = self._demands.popitem(last=False)
-            if self._is_missing(key) and key not in self._claims:
+    def next(self, now: float = 0.0) -> Assignment | None:
+        """The next transfer, to be answered by `end`; None when there is nothing to do that may be done `now` (monotonic)."""
+        for key in [key for key, until in self._resting.items() if until <= now]:
+            del self._resting[key]
+            self._demands[key] = None
+        for key in list(self._demands):
+            if not self._is_missing(key) or key in self._claims:
+                del self._demands[key]
+            elif self._has_worker(key[0], self._most_troubled):
+                del self._demands[key]
                 return self._assign(key[0], key[1], 1)
         if sum(not a.is_demand for a in self._running.values()) >= self._most_prefetches:
             return None
         for content in list(self._prefetches):
-            found = self._next_run(content)
+            found = self._next_run(content) if self._may_prefetch(content, now) else None
             if found is not None:
                 return self._assign(content, *found)
         return None
+
+    def next_time(self) -> float | None:
+        """When there will be something to do that there is not now, if nobody asks for anything before."""
+        quiet = (self._quiet[content] for content in self._prefetches if content in self._quiet)
+        return min((*self._resting.values(), *quiet), default=None)
 
     def begin(self, assignment: Assignment, key: Key) -> bool:
         """Whether the transfer may fill this segment now: not where a demand has taken it."""
@@ -113,9 +157,11 @@ class Plan:
         self._begun.add(key)
         return True
 
-    def end(self, assignment: Assignment, unfinished: Iterable[Key] = ()) -> None:
-        """The transfer is over. `unfinished` segments, but those a demand has taken, are missing again, and wanted as they were."""
+    def end(self, assignment: Assignment, unfinished: Iterable[Key] = (), until: float = 0.0) -> None:
+        """The transfer is over. `unfinished` segments, but those a demand has taken, are missing again, and wanted as they were;
+        where it failed, not before `until`."""
         self._running.pop(assignment.id, None)
+        self._note(assignment, failed=bool(until))
         again = set(unfinished)
         for key in assignment.keys:
             if self._claims.get(key) != assignment.id:
@@ -123,10 +169,35 @@ class Plan:
             del self._claims[key]
             self._begun.discard(key)
             if key in again and key in self._awaited:
-                self._demands[key] = None
+                self._put_back(key, until)
             elif key in again:
-                self._rewind(key)
+                self._rewind(key, until)
             self._awaited.discard(key)
+
+    def _note(self, assignment: Assignment, *, failed: bool) -> None:
+        if failed:
+            self._troubled.add(assignment.content)
+        else:
+            self._troubled.discard(assignment.content)
+            self._quiet.pop(assignment.content, None)
+
+    def _put_back(self, key: Key, until: float) -> None:
+        if until:
+            self._resting[key] = until
+        else:
+            self._demands[key] = None
+
+    def _has_worker(self, content: int, most: int) -> bool:
+        """Whether a transfer of it may begin: not where `most` are under way of those that fail."""
+        return content not in self._troubled or len(self._failing()) < most
+
+    def _failing(self) -> list[Assignment]:
+        return [assignment for assignment in self._running.values() if assignment.content in self._troubled]
+
+    def _may_prefetch(self, content: int, now: float) -> bool:
+        if self._quiet.get(content, 0.0) > now:
+            return False
+        return self._has_worker(content, max(1, self._most_troubled // 2))
 
     def _assign(self, content: int, first: int, count: int, total: int = 0) -> Assignment:
         self._last += 1
@@ -156,15 +227,19 @@ class Plan:
         return first, cursor - first, total
 
     def _is_free(self, key: Key) -> bool:
-        return key not in self._claims and key not in self._demands and self._is_missing(key)
+        return not (key in self._claims or key in self._demands or key in self._resting) and self._is_missing(key)
 
     def _is_next(self, key: Key) -> bool:
         """Its transfer begins with it, as every demand's does: asking once more would bring it no sooner."""
         assignment = self._running.get(self._claims.get(key, 0))
         return assignment is not None and assignment.keys[0] == key
 
-    def _rewind(self, key: Key) -> None:
+    def _rewind(self, key: Key, until: float = 0.0) -> None:
         content, number = key
-        if content in self._wanted:
-            cursor, total = self._prefetches.get(content, (number, self._wanted[content]))
-            self._prefetches[content] = (min(cursor, number), total)
+        if content not in self._wanted:
+            return
+        cursor, total = self._prefetches.get(content, (number, self._wanted[content]))
+        self._prefetches[content] = (min(cursor, number), total)
+        if until:
+            self._quiet[content] = until
+            self._prefetches.move_to_end(content)

@@ -96,7 +96,7 @@ def skip_before(answer: Answer, start: int, end: int, size: int | None, what: st
     if answer.status == 206:
         _check_content_range(answer, start, end, size, what)
         if declared not in {None, end - start}:
-            cause = f"{answer.address} declares {declared} bytes for a range of {end - start}"
+            cause = f"{answer.address} declares {declared} bytes for a range of {end - start} bytes"
             raise Malformed(f"{what}: {cause}", _ASK_OPERATOR)
         return 0
     if declared is not None and (declared < end or declared != (size or declared)):
@@ -129,5 +129,6 @@ def _lie(has: int | None, size: int | None, what: str, answer: Answer) -> Malfor
 
 def _check_identity(answer: Answer, what: str) -> None:
     encoding = str(answer.headers.get("Content-Encoding", "identity")).strip().lower()
-    if encoding not in {"", "identity"}:
+    coding = str(answer.headers.get("Transfer-Encoding", "chunked")).strip().lower()
+    if encoding not in {"", "identity"} or coding != "chunked":  # the one that is undone where the body is read
         raise Malformed(f"{what}: {answer.address} encodes its answer though asked not to", _ASK_OPERATOR)

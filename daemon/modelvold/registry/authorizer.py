@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from itertools import chain
 from urllib.parse import urlencode, urlsplit
 
@@ -157,7 +158,7 @@ class Authorizer:
         # To a token server that was told no name, "forbidden" can only mean "log in".
         status = 401 if answer.status == 403 and grant.credentials is None else answer.status
         server = f"{address}'s token server {answer.address}"
-        raise refusal.of_status(status, what, server, code=refusal.code_in(body))
+        raise refusal.of_status(status, what, server, code=refusal.code_in(body), wait=_wait_in(answer))
 
     def _known(self, question: _Question) -> Challenge | None:
         with self._lock:
@@ -181,10 +182,14 @@ class Authorizer:
 def failure_of(answer: Answer, what: str, deadline: Deadline) -> Failure:
     """What an answer other than the one hoped for means; its stream is finished."""
     body = answer.stream.settle(deadline)
+    wait = _wait_in(answer)
     if answer.crossed:
-        return refusal.of_redirected(answer.status, what, answer.asked, answer.address)
-    wait = answer.headers.get("Retry-After", "")
+        return refusal.of_redirected(answer.status, what, answer.asked, answer.address, wait=wait)
     return refusal.of_status(answer.status, what, answer.address, code=refusal.code_in(body), wait=wait)
+
+
+def _wait_in(answer: Answer) -> float:
+    return refusal.wait_in(answer.headers.get("Retry-After", ""), datetime.now(UTC))
 
 
 def _is_refused(answer: Answer) -> bool:

@@ -1,9 +1,14 @@
-"""A range of a blob on its way: exactly the bytes asked for, or an error that says how many came."""
+"""A range of a blob on its way: exactly the bytes asked for, or an error that says how many came.
+
+What ends early is trouble on the way (a cut line, a proxy's time-out) and may be asked for again from where it ended. So may what
+is silent for too long, and what comes too slowly to be of use: a byte now and then must not hold a connection for ever.
+"""
 
 from __future__ import annotations
 
 import http.client
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -12,13 +17,18 @@ from modelvold.errors import Failure, Malformed, Unreachable
 from modelvold.registry import refusal
 from modelvold.registry.stream import Stream
 
+#: Bytes a second, averaged over the time-out. At this rate a whole segment takes more than an hour and a reader's 128 KiB half a
+#: minute: another connection, or another host, can only be better.
+LEAST_RATE = 4 << 10
 _SCRATCH = 64 << 10
+_AGAIN = "the range is asked for again"
 
 
 class Body:
     """Context manager. One thread reads; `abort` may be called by any.
 
-    `length` is how many bytes it promises, `got` how many came, `host` who sends them.
+    `length` is how many bytes it promises, `got` how many came. `host` is the registry's host that was asked, as hosts.toml names
+    it, wherever it sent us.
     """
 
     def __init__(
@@ -31,11 +41,12 @@ class Body:
         timeout: float,
         what: str,
         host: str,
+        sender: str,
         on_failure: Callable[[], None],
     ) -> None:
         """`skip` bytes come before the range and are thrown away; `exact` says that nothing may come after it.
 
-        `timeout` is how many seconds without a byte end it.
+        `timeout` is how many seconds without a byte end it. `sender` is who sends, for errors.
         """
         self.length = length
         self.got = 0
@@ -44,7 +55,9 @@ class Body:
         self._skip = skip
         self._exact = exact
         self._timeout = timeout
+        self._pace = _Pace(timeout)
         self._what = what
+        self._sender = sender
         self._on_failure = on_failure
         self._aborted = threading.Event()
 
@@ -60,8 +73,8 @@ class Body:
         """Put some bytes into `view` (not empty), as soon as there are any, and return how many; 0 at the end of the
         range.
 
-        Raises Unreachable when the connection breaks or falls silent, or after `abort`; Malformed when the registry
-        ends the body early or goes on after its end. Nothing in `view` counts when it raises.
+        Raises Unreachable when the connection breaks, ends early, falls silent or is too slow, or after `abort`; Malformed when
+        the registry goes on after the range's end. Nothing in `view` counts when it raises.
         """
         if self._skip:
             self._skip_ahead()
@@ -70,7 +83,7 @@ class Body:
             return 0
         got = self._some(view[: self.length - self.got])
         if got == 0:
-            raise self._fail(Malformed(f"{self._said()}: the body ended early", "the registry or a proxy cuts answers"))
+            raise self._fail(Unreachable(f"{self._said()}: the body ended early", _AGAIN))
         self.got += got
         return got
 
@@ -91,8 +104,7 @@ class Body:
         while self._skip:
             got = self._some(scratch[: self._skip])
             if got == 0:
-                cause = "the body ended before the range"
-                raise self._fail(Malformed(f"{self._said()}: {cause}", "the blob is shorter than the manifest says"))
+                raise self._fail(Unreachable(f"{self._said()}: the body ended before the range", _AGAIN))
             self._skip -= got
 
     def _end(self) -> None:
@@ -103,16 +115,17 @@ class Body:
             )
 
     def _some(self, view: memoryview) -> int:
+        began = time.monotonic()
         try:
-            got = self._stream.readinto(view, self._timeout)
+            got = self._stream.readinto(view, self._pace.patience)
         except (OSError, http.client.HTTPException) as error:
-            silent = isinstance(error, TimeoutError)
-            cause = f"silent for {self._timeout:g} s" if silent else refusal.cause(error)
-            failure = Unreachable(f"{self._said()}: {cause}", "the range is asked for again")
-            raise self._fail(failure) from error
+            cause = self._pace.cause if isinstance(error, TimeoutError) else refusal.cause(error)
+            raise self._fail(Unreachable(f"{self._said()}: {cause}", _AGAIN)) from error
         if self._aborted.is_set():
             # A shut connection looks like an end, and what came with it is nobody's any more.
             raise self._fail(Unreachable(f"{self._said()}: given up"))
+        if not self._pace.note(got, time.monotonic() - began):
+            raise self._fail(Unreachable(f"{self._said()}: {self._pace.cause}", _AGAIN))
         return got
 
     def _fail(self, failure: Failure) -> Failure:
@@ -123,4 +136,38 @@ class Body:
         return failure
 
     def _said(self) -> str:
-        return f"{self._what}: {self.host} sent {self.got} of {self.length} bytes"
+        return f"{self._what}: {self._sender} sent {self.got} of {self.length} bytes"
+
+
+class _Pace:
+    """How fast it comes, looked at once for every `timeout` seconds spent waiting: what we do with the bytes meanwhile counts for
+    nobody."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._least = LEAST_RATE * timeout
+        self._came = 0
+        self._waited = 0.0
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for the next byte."""
+        return self._timeout if self._came >= self._least else self._timeout - self._waited
+
+    @property
+    def cause(self) -> str:
+        """Why it was given up, where a wait of `patience` seconds was in vain, or `note` says so."""
+        if self._came < self._least and self.patience < self._timeout / 2:
+            return f"too slow, {self._came} bytes in {self._timeout:g} s"
+        return f"silent for {self._timeout:g} s"
+
+    def note(self, got: int, waited: float) -> bool:
+        """So many bytes came after so many seconds. False where that is too slow."""
+        self._came += got
+        self._waited += waited
+        if self._waited < self._timeout:
+            return True
+        if self._came < self._least:
+            return False
+        self._came, self._waited = 0, 0.0
+        return True

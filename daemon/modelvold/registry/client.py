@@ -7,7 +7,8 @@ what pods brought.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from typing import Self
 
 from modelvold.errors import Malformed, NotFound
@@ -16,37 +17,28 @@ from modelvold.oci import document
 from modelvold.oci.digest import Digest
 from modelvold.oci.document import Descriptor, Index, Manifest
 from modelvold.oci.reference import Reference, Repository
-from modelvold.registry import address as addresses
 from modelvold.registry import answers
+from modelvold.registry import question as questions
 from modelvold.registry.authorizer import Authorizer, Identity, failure_of
 from modelvold.registry.body import Body
 from modelvold.registry.credentials import BasicCredentials, Credentials
 from modelvold.registry.deadline import Deadline
 from modelvold.registry.failover import Failover
 from modelvold.registry.hosts import Hosts
-from modelvold.registry.hosts_toml import PULL, RESOLVE, Host
-from modelvold.registry.wire import Answer, Headers, Request, Wire
+from modelvold.registry.hosts_toml import PULL, Host
+from modelvold.registry.question import Question
+from modelvold.registry.wire import Answer, Request, Wire
 
 #: For a document that is no manifest because of its size.
 _REPACK = "no manifest may be larger: the producer must repack it with fewer layers"
-_ACCEPT = (("Accept", ", ".join(sorted(document.MANIFEST_TYPES | document.INDEX_TYPES))),)
-_WHOLE = frozenset({200})
 _RANGED = frozenset({200, 206})
 #: Distribution's answer to a method it does not know; some registries know no HEAD of manifests.
 _NO_SUCH_METHOD = 405
+#: RFC 6585. Of a blob's range it counts who asks, and not for which; a 503 may be about one blob, and what was said of a document (which
+#: Docker Hub counts, as it does not blobs) says nothing of ranges.
+_TOO_MANY = 429
 #: A registry without ranges is read from the blob's start; beyond this it would cost more than it brings.
 _LONGEST_SKIP = 64 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """What to ask any of a registry's hosts: `path` below the repository's, `what` for errors."""
-
-    path: str
-    what: str
-    identity: Identity
-    headers: Headers = ()
-    good: frozenset[int] = field(default=_WHOLE)
 
 
 class Client:
@@ -85,7 +77,8 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Idempotent. Bodies still open raise Unreachable to their readers; nothing more can be asked."""
+        """Idempotent. Whoever waits for an answer, or reads a body, gets Unreachable at once; nothing more can be asked. Only the
+        look-up of a name cannot be woken."""
         self._wire.close()
 
     def head(
@@ -101,7 +94,7 @@ class Client:
 
         With `credentials` it is asked as nobody else; without, as the node, and with `remembered` first as pods did.
         """
-        question = _manifest(reference, Identity(reference.repository, credentials, remembered))
+        question = questions.manifest(reference, Identity(reference.repository, credentials, remembered))
 
         def ask(host: Host, deadline: Deadline) -> Descriptor:
             either = replace(question, good=frozenset({200, _NO_SUCH_METHOD}))
@@ -111,7 +104,7 @@ class Client:
             return named or self._whole(question, reference, host, deadline)[1]
 
         return self._failover.first(
-            reference.repository.host, _capability(reference), question.what, self._deadline(timeout), ask
+            reference.repository, questions.capability(reference), question.what, self._deadline(timeout), ask
         )
 
     def resolve(
@@ -123,18 +116,18 @@ class Client:
         timeout: float | None = None,
     ) -> Manifest | Index:
         """The manifest or index that `reference` names, its digest checked. As whom and how long: see `head`."""
-        question = _manifest(reference, Identity(reference.repository, credentials, remembered))
+        question = questions.manifest(reference, Identity(reference.repository, credentials, remembered))
 
         def ask(host: Host, deadline: Deadline) -> Manifest | Index:
             return document.parse(self._whole(question, reference, host, deadline)[0], question.what)
 
         return self._failover.first(
-            reference.repository.host, _capability(reference), question.what, self._deadline(timeout), ask
+            reference.repository, questions.capability(reference), question.what, self._deadline(timeout), ask
         )
 
     def read_blob(self, repository: Repository, descriptor: Descriptor, limit: int) -> bytes:
         """A small blob, whole and verified. Raises Malformed when it is declared larger than `limit` bytes."""
-        question = _blob(repository, descriptor.digest)
+        question = questions.blob(repository, descriptor.digest)
         if descriptor.size > limit:
             cause = f"{descriptor.size} bytes, more than the {limit} that such a blob may have"
             raise Malformed(f"{question.what}: {cause}", "the producer must repack it")
@@ -146,18 +139,18 @@ class Client:
             answers.check_digest(body, descriptor.digest, question.what, answer.address)
             return body
 
-        return self._failover.first(repository.host, PULL, question.what, self._deadline(None), ask)
+        return self._failover.first(repository, PULL, question.what, self._deadline(None), ask)
 
     def has_blob(self, repository: Repository, digest: Digest, timeout: float | None = None) -> bool:
         """Whether the registry shows this blob to this repository's own credentials, asked anew."""
-        question = _blob(repository, digest)
+        question = questions.blob(repository, digest)
 
         def ask(host: Host, deadline: Deadline) -> bool:
             self._ask("HEAD", question, host, deadline).stream.finish()
             return True
 
         try:
-            return self._failover.first(repository.host, PULL, question.what, self._deadline(timeout), ask)
+            return self._failover.first(repository, PULL, question.what, self._deadline(timeout), ask)
         except NotFound:
             return False
 
@@ -170,18 +163,20 @@ class Client:
         *,
         timeout: float,
         size: int | None = None,
+        avoid: AbstractSet[str] = frozenset(),
     ) -> Body:
         """The blob's bytes [start, end), not empty, by one GET. Close the body, best by `with`.
 
-        `timeout` in seconds bounds the time until the answer begins, and then each silence; `size` is how many bytes
-        the manifest gives the whole blob. Raises Malformed for a range beyond the blob or a blob of another size ("a
-        size that lies"), and for a registry that ignores ranges where `start` is too far in
-        to skip to.
+        `timeout` in seconds bounds the time until the answer begins, and then each silence, and how long it may come too slowly;
+        `size` is how many bytes the manifest gives the whole blob. Hosts to `avoid` (as `Body.host` names them) are not asked;
+        Mismatch where that leaves none. Raises Malformed for a range beyond the blob or a blob of another size ("a size that
+        lies"), and for a registry that ignores ranges where `start` is too far in to skip to. What may pass is told before what
+        will not: whoever wants a range asks for it again.
         """
         if not 0 <= start < end:
             raise ValueError(f"bytes {start}-{end} are no range")
         asked = (("Range", f"bytes={start}-{end - 1}"),)
-        question = replace(_blob(repository, digest), headers=asked, good=_RANGED)
+        question = replace(questions.blob(repository, digest), headers=asked, good=_RANGED, is_range=True)
         what = f"{question.what} bytes {start}-{end}"
 
         def ask(host: Host, deadline: Deadline) -> Body:
@@ -198,11 +193,16 @@ class Client:
                 exact=answer.status == 206,
                 timeout=timeout,
                 what=what,
-                host=answer.address,
+                host=host.address,
+                sender=answer.address,
                 on_failure=lambda: self._failover.on_broken_answer(host),
             )
 
-        return self._failover.first(repository.host, PULL, what, Deadline(timeout), ask)
+        return self._failover.first(repository, PULL, what, Deadline(timeout), ask, avoid=avoid, again=True)
+
+    def hosts(self, repository: Repository) -> frozenset[str]:
+        """The hosts that `open_range` asks for this repository, as `Body.host` names them. Raises InvalidInput."""
+        return self._failover.addresses(repository.host, PULL)
 
     def names_facade(self, host: str) -> bool:
         """Whether the hosts.toml of the registry `host` names our façade's listener. Raises InvalidInput."""
@@ -216,7 +216,7 @@ class Client:
         return Deadline(self._connect_timeout + self._read_timeout if timeout is None else timeout)
 
     def _whole(
-        self, question: _Question, reference: Reference, host: Host, deadline: Deadline
+        self, question: Question, reference: Reference, host: Host, deadline: Deadline
     ) -> tuple[bytes, Descriptor]:
         """GET the manifest, bounded; its digest must be the reference's, and the one the registry names where it
         does.
@@ -230,10 +230,10 @@ class Client:
                 answers.check_digest(body, digest, question.what, answer.address)
         return body, Descriptor(answers.media_type_in(answer), Digest.of(body), len(body))
 
-    def _ask(self, method: str, question: _Question, host: Host, deadline: Deadline) -> Answer:
+    def _ask(self, method: str, question: Question, host: Host, deadline: Deadline) -> Answer:
         """An answer of a status that is good for the question; any other is raised as what it means."""
         repository = question.identity.repository
-        namespace = f"?ns={repository.host}" if _is_proxy(host, repository) else ""
+        namespace = f"?ns={repository.host}" if questions.is_proxy(host, repository) else ""
         request = Request(
             method,
             f"{host}{host.path}/{repository.path}/{question.path}{namespace}",
@@ -244,26 +244,8 @@ class Client:
         )
         answer = self._authorizer.ask(host, request, question.identity, deadline)
         if answer.status not in question.good:
-            raise failure_of(answer, question.what, deadline)
+            failure = failure_of(answer, question.what, deadline)
+            if question.is_range and answer.status == _TOO_MANY and not answer.crossed:
+                self._failover.on_limit(host, failure, question.what)
+            raise failure
         return answer
-
-
-def _manifest(reference: Reference, identity: Identity) -> _Question:
-    return _Question(f"manifests/{reference.target}", str(reference), identity, _ACCEPT)
-
-
-def _blob(repository: Repository, digest: Digest) -> _Question:
-    return _Question(f"blobs/{digest}", f"{repository}@{digest}", Identity(repository, remembered=True))
-
-
-def _capability(reference: Reference) -> str:
-    """Only a tag is believed; a digest can be checked, so whoever may be pulled from may answer (as in containerd)."""
-    return PULL if reference.digest is not None else RESOLVE
-
-
-def _is_proxy(host: Host, repository: Repository) -> bool:
-    """Whether `host` must be told whose repository is meant, as containerd tells it."""
-    if repository.host == "docker.io" and host.address == "registry-1.docker.io":
-        return False
-    ports = (addresses.port_of(host.address, host.scheme), addresses.port_of(repository.host, host.scheme))
-    return addresses.split(host.address)[0] != addresses.split(repository.host)[0] or ports[0] != ports[1]

@@ -7,81 +7,68 @@ as part of another.
 
 from __future__ import annotations
 
-import contextlib
 import http.client
-import socket
 import ssl
 import threading
 import time
-from dataclasses import dataclass
 
 from modelvold.registry.deadline import Deadline
-from modelvold.registry.tls import shake_hands
+from modelvold.registry.line import Endpoint, Line
 
 #: Enough for every worker's connection to come back; load balancers drop idle ones after a minute.
 _MOST_IDLE = 64
 _IDLE_SECONDS = 50.0
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where a connection leads. `context` is None for plain HTTP, and compares by identity: other trust, other
-    connections.
-    """
-
-    host: str
-    port: int
-    context: ssl.SSLContext | None
-
-
 class Connection:
-    """One socket with HTTP on it, used by one thread at a time; `shut` alone may be called by another."""
+    """A line with HTTP on it, used by one thread at a time; `shut` alone may be called by another."""
 
-    def __init__(self, endpoint: Endpoint, deadline: Deadline) -> None:
-        """Connects. Raises OSError (ssl.SSLError among them)."""
+    def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.idle_since = 0.0
-        self._socket = _dial(endpoint, deadline)
-        self._line = http.client.HTTPConnection(endpoint.host, endpoint.port)
-        self._line.sock = self._socket
+        self._line = Line()
+        self._http = http.client.HTTPConnection(endpoint.host, endpoint.port)
+        self._http.sock = self._line
         self._response: http.client.HTTPResponse | None = None
-        self._lock = threading.Lock()  # guards closing against shut: a descriptor once closed may be somebody else's
-        self._closed = False
+
+    def dial(self, deadline: Deadline) -> None:
+        """Connects. Raises OSError (ssl.SSLError among them)."""
+        self._line.dial(self.endpoint, deadline)
 
     def request(
         self, method: str, target: str, headers: tuple[tuple[str, str], ...], timeout: float
     ) -> http.client.HTTPResponse:
-        """Send and wait at most `timeout` seconds in each step. Raises OSError and http.client.HTTPException."""
-        self._socket.settimeout(timeout)
-        self._line.putrequest(method, target, skip_accept_encoding=True)
+        """Send, and have the answer's headers, within `timeout` seconds. Raises OSError and http.client.HTTPException."""
+        self._line.wait_at_most(timeout)
+        self._http.putrequest(method, target, skip_accept_encoding=True)
         for name, text in headers:
-            self._line.putheader(name, text)
-        self._line.endheaders()
-        self._response = self._line.getresponse()
+            self._http.putheader(name, text)
+        self._http.endheaders()
+        self._response = self._http.getresponse()
         return self._response
 
     def wait_at_most(self, seconds: float) -> None:
-        self._socket.settimeout(seconds)
+        """What is read next must be there within so many seconds, however many reads of the socket it takes."""
+        self._line.wait_at_most(seconds)
 
     def is_quiet(self) -> bool:
         """Whether nothing has come since the last answer. Only for a connection without one under way; does not
         block.
         """
-        self._socket.settimeout(0)
+        self._line.wait_at_most(0)
         try:
-            self._socket.recv(1)
-        except (BlockingIOError, ssl.SSLWantReadError):
+            return self._line.receive(bytearray(1)) is None
+        except ssl.SSLWantReadError:
             return True
         except OSError:
             return False
-        return False
 
     def end_answer(self) -> bool:
         """Let go of an answer that was read to its end. False if bytes followed it, or the server will close."""
         response, self._response = self._response, None
         if response is None or response.will_close:
             return False
-        self._socket.settimeout(0)
+        self._line.wait_at_most(0)
         try:
             followed = bool(response.fp.peek(1))
         except ssl.SSLWantReadError:
@@ -92,20 +79,14 @@ class Connection:
         return not followed
 
     def shut(self) -> None:
-        """Wake whoever waits for bytes here; they get an end or an error."""
-        with self._lock:
-            if not self._closed:
-                with contextlib.suppress(OSError):
-                    # Not SSLSocket.shutdown, which would turn what is still buffered into bytes that look like content.
-                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+        """Wake whoever connects, or waits for bytes here; they get an end or an error."""
+        self._line.shut()
 
     def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            if self._response is not None:
-                self._response.close()
-            self._line.close()
-            self._socket.close()
+        if self._response is not None:
+            self._response.close()
+        self._http.close()
+        self._line.hang_up()
 
 
 class Pool:
@@ -133,14 +114,16 @@ class Pool:
 
     def open(self, endpoint: Endpoint, deadline: Deadline) -> Connection:
         """A new connection. Raises OSError."""
-        connection = Connection(endpoint, deadline)
+        connection = Connection(endpoint)
         with self._lock:
-            closed = self._closed
-            if not closed:
-                self._lent.add(connection)
-        if closed:
-            connection.close()
-            raise ConnectionAbortedError("the client is closed")
+            if self._closed:
+                raise ConnectionAbortedError("the client is closed")
+            self._lent.add(connection)
+        try:
+            connection.dial(deadline)
+        except BaseException:
+            self.discard(connection)
+            raise
         return connection
 
     def give(self, connection: Connection) -> None:
@@ -163,7 +146,7 @@ class Pool:
         connection.close()
 
     def close(self) -> None:
-        """Close what is idle and wake whoever reads from the rest; each reader closes its own."""
+        """Close what is idle and wake whoever connects, asks or reads with the rest; each closes its own."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -172,25 +155,3 @@ class Pool:
             connection.close()
         for connection in lent:
             connection.shut()
-
-
-def _dial(endpoint: Endpoint, deadline: Deadline) -> socket.socket:
-    found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
-    failure = OSError(f"{endpoint.host} has no address")
-    for n, (family, kind, protocol, _, target) in enumerate(found):
-        connecting = socket.socket(family, kind, protocol)
-        try:
-            connecting.settimeout(deadline.share(len(found) - n).left())
-            connecting.connect(target)
-            connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if endpoint.context is None:
-                return connecting
-            connecting.settimeout(deadline.left())
-            return shake_hands(endpoint.context, connecting, endpoint.host, endpoint.port)
-        except OSError as error:
-            connecting.close()
-            failure = error
-        except BaseException:
-            connecting.close()
-            raise
-    raise failure

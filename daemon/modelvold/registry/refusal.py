@@ -10,6 +10,8 @@ import http.client
 import re
 import socket
 import ssl
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 
 import msgspec
 
@@ -19,16 +21,18 @@ _CODE = re.compile(r"[A-Za-z_]{1,64}")
 _LOG_IN = (
     "run `docker login` and name its config.json as `[registry] docker_config`, or give the pod an image pull secret"
 )
+_USUALLY = "authenticated pulls usually have a higher limit"
 _LATER = "it is asked again; if it lasts, ask whoever runs the registry"
 _CHECK_HOST = "check the host's name, the network, and hosts.toml"
-
+#: Seconds. A registry may ask for an hour, but whoever reads waits a minute: within that it is asked a second time.
+LONGEST_WAIT = 30.0
+#: What storage says that is more than a passing word about the address we were sent to with: signatures end, some of them with 400.
+_STORAGE_MEANS = frozenset({404, 408, 416, 429})
 
 _STATUSES: dict[int, tuple[type[Failure], str]] = {
     403: (Forbidden, "ask whoever runs the registry for the right to pull it"),
     404: (NotFound, "check the reference's spelling"),
-    408: (Unreachable, _LATER),
     416: (Malformed, "the producer must push it again"),
-    429: (Unreachable, "authenticated pulls usually have a higher limit"),
 }
 _CAUSES: tuple[tuple[type[Exception], str], ...] = (
     (ssl.SSLCertVerificationError, "TLS: the certificate is not trusted"),
@@ -58,19 +62,19 @@ def code_in(document: bytes) -> str:
     return errors[0].code if errors and _CODE.fullmatch(errors[0].code) else ""
 
 
-def of_status(status: int, what: str, host: str, *, code: str = "", wait: str = "", trouble: str = "") -> Failure:
-    """What a `status` other than success means. `wait` is Retry-After, `trouble` why credentials could not be looked
-    up.
+def of_status(status: int, what: str, host: str, *, code: str = "", wait: float = 0.0, trouble: str = "") -> Failure:
+    """What a `status` other than success means. `wait`: for how many seconds it asks to be left alone; `trouble`:
+    why credentials could not be looked up.
     """
     said = f"{what}: {host} answered {status}{f' {code}' if code else ''}"
     if status == 401:
         return unauthorized(said, trouble)
-    if status == 429:
-        said += ", too many requests" + (f", and asks to wait {wait} s" if re.fullmatch("[0-9]{1,6}", wait) else "")
-    elif status == 416:
+    if status == 416:
         said += ": the blob is shorter than the manifest says, a size that lies"
-    if status >= 500:
-        return Unreachable(said, _LATER)
+    if status in {408, 429} or status >= 500:
+        said += ", too many requests" if status == 429 else ""
+        said += f", and asks to wait {wait:.0f} s" if wait else ""
+        return Unreachable(said, _USUALLY if status == 429 else _LATER, wait=min(wait, LONGEST_WAIT))
     noun, remedy = _STATUSES.get(status, (Malformed, "check the reference, and that the host is an OCI registry"))
     return noun(said, remedy)
 
@@ -79,13 +83,25 @@ def unauthorized(said: str, trouble: str = "") -> Unauthorized:
     return Unauthorized(f"{said}{f' ({trouble})' if trouble else ''}", _LOG_IN)
 
 
-def of_redirected(status: int, what: str, host: str, target: str) -> Failure:
+def of_redirected(status: int, what: str, host: str, target: str, *, wait: float = 0.0) -> Failure:
     """A refusal by a host that the registry sent us to. Nobody's credentials were shown there, so it is the registry's
-    trouble.
+    trouble: asked again, it sends us there with a new signature.
     """
-    if status in {401, 403}:
-        return Unreachable(f"{what}: {host} redirects to {target}, which answered {status}", _LATER)
-    return of_status(status, what, f"{target} (redirected from {host})")
+    if status in _STORAGE_MEANS or status >= 500:
+        return of_status(status, what, f"{target} (redirected from {host})", wait=wait)
+    return Unreachable(f"{what}: {host} redirects to {target}, which answered {status}", _LATER)
+
+
+def wait_in(header: str, now: datetime) -> float:
+    """The seconds that a Retry-After asks for (RFC 9110 §10.2.3: a number, or a date); 0 where it says nothing that can be
+    understood."""
+    if re.fullmatch(r"[0-9]{1,9}", header.strip()):
+        return float(header)
+    try:
+        until = parsedate_to_datetime(header)
+    except (ValueError, IndexError, TypeError):
+        return 0.0
+    return max(0.0, ((until if until.tzinfo else until.replace(tzinfo=UTC)) - now).total_seconds())
 
 
 def of_error(error: OSError | http.client.HTTPException, what: str, host: str) -> Unreachable:

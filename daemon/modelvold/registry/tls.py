@@ -49,10 +49,19 @@ class PlainAnswerError(OSError):
         self.port = port
 
 
-def shake_hands(context: ssl.SSLContext, connected: socket.socket, host: str, port: int) -> ssl.SSLSocket:
-    """TLS over `connected`, within its time-out. Raises OSError; PlainAnswerError for a server without TLS."""
+def secured(context: ssl.SSLContext, connected: socket.socket, host: str) -> ssl.SSLSocket:
+    """TLS over `connected`, whose descriptor it takes; nothing is said yet. Raises OSError."""
     try:
-        return context.wrap_socket(connected, server_hostname=host)
+        return context.wrap_socket(connected, server_hostname=host, do_handshake_on_connect=False)
+    except ValueError as error:  # no name that a certificate could have
+        connected.close()
+        raise OSError(f"TLS: {host} is no host's name") from error
+
+
+def shake_hands(secured: ssl.SSLSocket, host: str, port: int) -> None:
+    """Within the socket's time-out. Raises OSError; PlainAnswerError for a server without TLS."""
+    try:
+        secured.do_handshake()
     except ssl.SSLError as error:
         if error.reason in _PLAIN_ANSWERS:
             raise PlainAnswerError(host, port) from error

@@ -16,9 +16,10 @@ from urllib.parse import quote, urljoin, urlsplit
 import modelvold
 from modelvold.errors import InvalidInput, Malformed
 from modelvold.registry import address as addresses
-from modelvold.registry.connection import Connection, Endpoint, Pool
+from modelvold.registry.connection import Connection, Pool
 from modelvold.registry.deadline import Deadline
 from modelvold.registry.hosts_toml import NO_TLS, Tls
+from modelvold.registry.line import Endpoint
 from modelvold.registry.stream import Stream
 from modelvold.registry.tls import Contexts
 
