@@ -60,6 +60,17 @@ def test_mounts_are_the_hosts_and_outlive_the_daemon() -> None:
     assert "containerd.service" in settings["Before"].split()
 
 
+def test_readers_outlive_the_daemon() -> None:
+    """The gate and its notes are kept over a restart, and closed at a stop; the watchdog is longer than a look at those who wait."""
+    settings = _settings()
+    assert int(settings["FileDescriptorStoreMax"]) >= 2
+    assert settings.get("FileDescriptorStorePreserve", "restart") == "restart"
+    assert settings["Type"] == "notify"
+    assert settings["NotifyAccess"] == "main"
+    assert settings["WatchdogSec"] == "30s"
+    assert settings.get("WatchdogSignal", "SIGABRT") == "SIGABRT"
+
+
 def test_systemd_understands_every_line(tmp_path: Path) -> None:
     program = shutil.which("systemd-analyze")
     if program is None:

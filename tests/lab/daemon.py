@@ -32,6 +32,7 @@ from typing import Self
 from tests.lab.containerd import Modelvold
 from tests.lab.mounts import unmount_below
 from tests.lab.program import Program, free_port
+from tests.lab.systemd import Systemd
 
 _SOURCE = Path(__file__).resolve().parents[2] / "daemon"
 
@@ -50,7 +51,7 @@ class Python:
 
 class Daemon:
     """`with Daemon(folder, {"fetch": {"prefetch": False}}) as daemon:`; `settings` override ours. `for_user`: as
-    `serve --user`, run by `python`, which may be somebody else's."""
+    `serve --user`, run by `python`, which may be somebody else's. `service` stands for systemd, and starts it."""
 
     def __init__(
         self,
@@ -60,6 +61,7 @@ class Daemon:
         hosts_dir: Path | None = None,
         for_user: bool = False,
         python: Python | None = None,
+        service: Systemd | None = None,
     ) -> None:
         self.folder = folder
         self.root = folder / ("data/modelvold" if for_user else "store")
@@ -75,7 +77,7 @@ class Daemon:
         }
         if not for_user:
             self.settings |= {
-                "store": {"root": str(self.root)},
+                "store": {"root": str(self.root), "reserve": ""},
                 "facade": {"listen": f"127.0.0.1:{self.facade_port}"},
                 "metrics": {"listen": f"127.0.0.1:{self.metrics_port}"},
             }
@@ -98,7 +100,9 @@ class Daemon:
             folder / "daemon.log",
             self.is_answering,
             self._environment,
+            service,
         )
+        self._service = service
 
     @property
     def pid(self) -> int:
@@ -107,6 +111,11 @@ class Daemon:
     @property
     def is_running(self) -> bool:
         return self._program.is_running
+
+    @property
+    def status(self) -> int | None:
+        """The exit status of one that has ended by itself, or by a signal that was not sent from here: then that, negative."""
+        return self._program.status
 
     @property
     def facade(self) -> str:
@@ -140,21 +149,33 @@ class Daemon:
 
     def start(self, patience: float = 30.0) -> None:
         """Returns when the socket answers. Raises Failed with the end of the log."""
+        self._prepare()
+        self._program.start(patience)
+
+    def begin(self) -> None:
+        """Starts it, and does not wait until it answers."""
+        self._prepare()
+        self._program.begin()
+
+    def _prepare(self) -> None:
         for folder in self._made:
             folder.mkdir(parents=True, exist_ok=True)
         self._file.write_text(_toml(self.settings))
-        self._program.start(patience)
 
     def stop(self) -> int | None:
-        """SIGTERM; the exit status."""
-        return self._program.stop()
+        """SIGTERM; the exit status. What a service manager keeps for it goes."""
+        status = self._program.stop()
+        if self._service:
+            self._service.discard()
+        return status
 
     def kill9(self) -> None:
         """SIGKILL, as the kernel or a power cut would. The socket's file stays behind."""
         self._program.kill()
 
     def restart(self) -> None:
-        self.stop()
+        """SIGTERM, then a start: `systemctl restart`, where there is one."""
+        self._program.stop()
         self.start()
 
     def cli(self, *words: str | Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.lab.systemd import Systemd
+
 _PATIENCE = 30.0
 
 
@@ -53,7 +55,7 @@ def wait_until(true: Callable[[], bool], patience: float = _PATIENCE) -> bool:
 
 
 class Program:
-    """`command`, its output appended to `log`. `is_ready` says when `start()` may return."""
+    """`command`, its output appended to `log`. `is_ready` says when `start()` may return. A `service` stands for systemd."""
 
     def __init__(
         self,
@@ -62,12 +64,14 @@ class Program:
         log: Path,
         is_ready: Callable[[], bool],
         environment: Mapping[str, str] | None = None,
+        service: Systemd | None = None,
     ) -> None:
         self.name = name
         self.log = log
         self._command = [str(word) for word in command]
         self._is_ready = is_ready
         self._environment = {**os.environ, **(environment or {})}
+        self._service = service
         self._running: subprocess.Popen[bytes] | None = None
 
     @property
@@ -81,22 +85,36 @@ class Program:
     def is_running(self) -> bool:
         return self._running is not None and self._running.poll() is None
 
+    @property
+    def status(self) -> int | None:
+        """The exit status of one that has ended by itself, or by a signal that we did not send: then that, negative."""
+        return self._running.poll() if self._running else None
+
     def start(self, patience: float = _PATIENCE) -> None:
         """Returns when ready. Raises Failed if it ends before, or is not ready after `patience` seconds."""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
-            self._running = subprocess.Popen(
-                self._command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self._environment,
-                start_new_session=True,
-            )
+        self.begin()
         wait_until(lambda: self._running is None or self._running.poll() is not None or self._is_ready(), patience)
         if not self.is_running or not self._is_ready():
             self.kill()
             raise Failed(f"{self.name} did not come up; the end of {self.log}:\n{self.tail()}")
+
+    def begin(self) -> None:
+        """Starts it, and waits for nothing."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        if self._service:
+            self._service.before_start()
+        with self.log.open("ab") as log:
+            self._running = subprocess.Popen(
+                self._service.words(self._command) if self._service else self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**self._environment, **(self._service.environment if self._service else {})},
+                start_new_session=True,
+                pass_fds=self._service.descriptors if self._service else (),
+            )
+        if self._service:
+            self._service.started(self._running.pid)
 
     def stop(self, patience: float = 20.0) -> int | None:
         """Ends it with SIGTERM, after `patience` seconds with SIGKILL. The exit status, None if it was not running."""

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -20,6 +20,7 @@ from modelvold.layer.raw import toc_of_raw
 from modelvold.linux import mounts
 from modelvold.mount.backend import Volume
 from modelvold.mount.gate import Gate
+from modelvold.mount.handover import Handover
 from modelvold.mount.lazy import Lazy
 from modelvold.store.content import Content
 from modelvold.store.segment import Segment
@@ -33,6 +34,8 @@ from tests.store.keeping import add, extents, fill, fill_all
 
 SEGMENTS = 4
 DATA = os.urandom(SEGMENTS * CHUNK)
+#: A page in segment 1.
+PAGE = (CHUNK + 8192, 4096)
 
 #: Prints, for each [offset, length], the digest of what was read there or the error's name; read-ahead and cache are put off.
 _READER = """
@@ -70,6 +73,8 @@ class Scene:
     volume: Volume
     run: Path
     note: str = ""
+    has_gate: bool = False
+    readers: list[subprocess.Popen[str]] = field(default_factory=list)
     gate: Gate = field(init=False)
     backend: Lazy = field(init=False)
 
@@ -77,25 +82,39 @@ class Scene:
     def target(self) -> Path:
         return self.run / "volume"
 
-    def open_gate(self, deadline: float) -> None:
-        self.gate = Gate(self.bringer, deadline=deadline)
+    def open_gate(self, deadline: float, handover: Handover | None = None) -> None:
+        self.gate = Gate(self.bringer, deadline=deadline, handover=handover)
         self.gate.__enter__()
+        self.has_gate = True
         self.store.watch(self.gate)
         self.backend = Lazy(self.gate, self.store.root / "content", self.run / "store")
 
     def end_gate(self) -> None:
-        self.gate.__exit__(None, None, None)
+        if self.has_gate:
+            self.has_gate = False
+            self.gate.__exit__(None, None, None)
+
+    def end_readers(self) -> None:
+        for reader in self.readers:
+            reader.kill()
+            reader.communicate()
 
     def read(self, *pieces: tuple[int, int]) -> subprocess.Popen[str]:
         """A reader; `said` waits for it."""
         command = [sys.executable, "-I", "-S", "-c", _READER, str(self.target / "file"), json.dumps(pieces)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.readers.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        return self.readers[-1]
 
     def fill(self, number: int, count: int | None = None) -> None:
         fill(self.store, self.content.segments[number], DATA, count)
 
     def fill_all(self) -> None:
         fill_all(self.store, self.content, DATA)
+
+    @property
+    def second(self) -> Segment:
+        """The segment that `PAGE` lies in."""
+        return self.content.segments[1]
 
     def wait_for_reads(self, count: int) -> None:
         assert wait_until(lambda: len(self.gate.waiting(self.content.segments)) == count, 10), "reads that wait"
@@ -111,9 +130,12 @@ def right(*pieces: tuple[int, int]) -> list[str]:
 
 
 @contextmanager
-def scene(folder: Path, *, deadline: float = 20.0) -> Iterator[Scene]:
-    """A store with one content of four empty segments, mounted lazily; everything gone when it ends."""
+def scene(
+    folder: Path, *, deadline: float = 20.0, keeper: AbstractContextManager[Handover] | None = None
+) -> Iterator[Scene]:
+    """A store with one content of four empty segments, mounted lazily; everything gone when it ends, what the `keeper` keeps last."""
     with settled(folder), ExitStack() as life:
+        handover = life.enter_context(keeper) if keeper else None
         store = life.enter_context(Store(folder / "root"))
         content = add(store, DATA)
         cut = extents(len(DATA))
@@ -123,10 +145,11 @@ def scene(folder: Path, *, deadline: float = 20.0) -> Iterator[Scene]:
         volume = Volume("one", path, image.uuid, (content,))
         made = Scene(store, content, Bringer(), volume, folder / "run")
         made.target.mkdir(parents=True)
-        made.open_gate(deadline)
+        made.open_gate(deadline, handover)
         life.callback(made.end_gate)
         made.backend.serve([])
         life.callback(made.backend.close_door)
         made.note = made.backend.mount(volume, made.target)
         life.callback(mounts.unmount, made.target, detach=True)
+        life.callback(made.end_readers)
         yield made

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,16 +11,16 @@ from pathlib import Path
 import pytest
 from modelvold.errors import Unreachable
 from modelvold.layer.extent import CHUNK
+from modelvold.linux import fanotify
 from modelvold.mount.probe import probe
 
 from tests.lab import needs
 from tests.lab.check import settled
 from tests.lab.program import wait_until
-from tests.mount.harness import SEGMENTS, Scene, right, said, scene
+from tests.mount.harness import PAGE, SEGMENTS, Scene, right, said, scene
 from tests.store.keeping import wait_for_state
 
 pytestmark = pytest.mark.system
-PAGE = (CHUNK + 8192, 4096)  # in segment 1
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +99,7 @@ def test_the_deadline_denies_and_releases(tmp_path: Path) -> None:
     with scene(tmp_path, deadline=0.5) as stage:
         assert said(stage.read(PAGE)) == ["EIO"]
         assert stage.bringer.releases[:1] == [1]
-        assert "no byte for 0.5 s" in stage.gate.last_error
+        assert "no progress for 0.5 s" in stage.gate.last_error
         assert stage.gate.waiting(stage.content.segments) == []
 
 
@@ -136,6 +138,128 @@ def test_withdrawn_segments_are_asked_about_again(stage: Scene) -> None:
     stage.fill(1)
     assert said(reader) == right(PAGE, (0, 4096))
     assert wait_until(lambda: stage.content.segments[1].durable, 5)
+
+
+def test_nothing_of_a_leaving_segment_is_allowed(stage: Scene) -> None:
+    """Though its bytes are still there; and asking for them would be in vain, so it is asked for when they are gone."""
+    stage.fill_all()
+    wait_for_state(stage.content, "verified")
+    withdrawing = threading.Thread(target=stage.store.withdraw, args=([stage.second],))
+    withdrawing.start()
+    assert wait_until(lambda: stage.second.leaving, 5)
+    assert wait_until(lambda: not stage.second.durable, 5)
+    reader = stage.read(PAGE)
+    stage.wait_for_reads(1)
+    assert (stage.second.present, stage.bringer.demands) == (CHUNK, [])
+    withdrawing.join()
+    assert stage.bringer.demands == [1]
+    assert stage.second.path.stat().st_size == 0
+    stage.wait_for_reads(1)
+    stage.fill(1)
+    assert said(reader) == right(PAGE)
+
+
+def test_who_queued_for_a_segment_that_stays_is_let_go(stage: Scene) -> None:
+    """Nobody tells the gate of that; it looks for itself."""
+    stage.fill(1, 64 << 10)
+    stage.second.leave()
+    reader = stage.read(PAGE)
+    stage.wait_for_reads(1)
+    stage.second.stay()
+    assert said(reader) == right(PAGE)
+    assert stage.gate.denied == 0
+
+
+def test_a_failure_of_what_is_leaving_is_nobodys(stage: Scene) -> None:
+    """A transfer that was under way finds it leaving, and fails: those who wait are served by the one that follows."""
+    stage.fill(1, 64 << 10)
+    stage.second.leave()
+    reader = stage.read(PAGE)
+    stage.wait_for_reads(1)
+    stage.store.fail([stage.second], Unreachable("truncated while it was written"))
+    stage.wait_for_reads(1)
+    stage.second.truncate()
+    stage.gate.on_missing([stage.second])
+    assert stage.bringer.demands == [1]
+    stage.fill(1)
+    assert said(reader) == right(PAGE)
+
+
+def test_what_begins_to_leave_while_it_is_silenced_is_asked_about(
+    stage: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mark that comes last is the wrong one; whoever set it looks again."""
+    marked: list[bool] = []
+
+    def late(group: int, path: Path) -> None:
+        if not marked:
+            marked.append(True)
+            stage.second.leave()
+            stage.gate.on_leaving([stage.second])
+        ignore(group, path)
+
+    ignore = fanotify.ignore
+    with monkeypatch.context() as patched:
+        patched.setattr(fanotify, "ignore", late)
+        stage.fill(1)
+        assert wait_until(lambda: bool(marked) and stage.second.durable, 5)
+    reader = stage.read(PAGE)
+    stage.wait_for_reads(1)
+    stage.second.stay()
+    assert said(reader) == right(PAGE)
+
+
+def test_a_drip_holds_no_reader(tmp_path: Path) -> None:
+    """Bytes that come now and then are no progress, and do not end the cool-down either."""
+    with scene(tmp_path, deadline=0.5) as stage:
+        reader = stage.read((CHUNK + 512 * 1024, 4096))
+        for count in range(512, 1 << 20, 512):
+            if wait_until(lambda: reader.poll() is not None, 0.02):
+                break
+            stage.fill(1, count)
+        assert said(reader) == ["EIO"]
+        assert 0 < stage.second.present < 65536
+        assert stage.bringer.demands == [1]
+
+
+def test_a_withheld_segment_is_waited_for_as_long_as_its_content_grows(tmp_path: Path) -> None:
+    """`[store] verify = layer`: what must match first is all of it."""
+    with scene(tmp_path, deadline=1.0) as stage:
+        for segment in stage.content.segments:
+            segment.withheld = True
+        stage.fill(1, 65536)
+        reader = stage.read(PAGE)
+        stage.wait_for_reads(1)
+        for step in range(1, 9):
+            assert not wait_until(lambda: reader.poll() is not None, 0.3)
+            stage.fill(2, step * 65536)
+        for segment in stage.content.segments:
+            segment.withheld = False
+        stage.gate.on_grown(stage.second)
+        assert said(reader) == right(PAGE)
+
+
+def test_a_read_touches_its_segment(stage: Scene) -> None:
+    """Present or not: what is read of it says who is used last."""
+    stage.fill(1, 64 << 10)
+    before = time.monotonic()
+    assert said(stage.read(PAGE)) == right(PAGE)
+    assert stage.second.touched >= before
+    assert stage.content.segments[3].touched == 0.0
+
+
+def test_one_cause_is_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """However many read, however many segments, and again after the cool-down."""
+    with scene(tmp_path, deadline=0.4) as stage, caplog.at_level("INFO", "modelvold.mount"):
+        for segment in stage.content.segments:
+            segment.failure = Unreachable("no registry")
+        for _ in range(2):
+            readers = [stage.read((n % SEGMENTS * CHUNK + n * 8192, 4096)) for n in range(24)]
+            assert [said(reader) for reader in readers] == [["EIO"]] * 24
+            for segment in stage.content.segments:
+                stage.gate._waits.drop(segment)  # as if the cool-down were over
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
+    assert "no registry" in caplog.text
 
 
 def test_a_killed_reader_harms_nobody(stage: Scene) -> None:

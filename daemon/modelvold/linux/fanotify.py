@@ -1,7 +1,9 @@
 """fanotify's pre-content events, as far as the gate needs them: one typed function a call, OSError and nothing else.
 
-ABI: `include/uapi/linux/fanotify.h`. Calls go through a CDLL, which drops the GIL: marking a file may make the kernel ask this
-very process for bytes.
+ABI: `include/uapi/linux/fanotify.h`. What makes or changes marks goes through a CDLL, which drops the GIL: marking a file may make
+the kernel ask this very process for bytes. Taking an event and answering it never wait, and go through a PyDLL, which keeps the GIL:
+a thread that drops it has it back milliseconds later where others compute, and a process that is killed meanwhile has taken an
+event and noted it nowhere.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import ctypes
 import errno
 import os
 import struct
-from collections.abc import Iterator
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +30,7 @@ _IGNORED_SURV_MODIFY = 0x40
 _PRE_ACCESS = 0x0010_0000
 _AT_FDCWD = -100
 
+_LENGTH = struct.Struct("=I")
 _EVENT = struct.Struct("=IBBHQii")
 _INFO = struct.Struct("=BBH")
 _RANGE = struct.Struct("=IQQ")
@@ -36,14 +39,27 @@ _INFO_RANGE = 6
 _METADATA_VERSION = 3
 _ALLOW = 1
 _DENY_EIO = 2 | errno.EIO << 24
-_NO_DESCRIPTOR = -1
 
-#: One read takes at most this many bytes of events: about 900 of them.
-READ_SIZE = 64 << 10
+_AT_EMPTY_PATH = 0x1000
+_STATX_INO = 0x100
+_STATX_SIZE, _STATX_INO_AT = 256, 32
+
+#: Bytes of one event with its range, and too few for two: what is taken is noted before the next is.
+ROOM = 64
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fanotify_init.argtypes = (ctypes.c_uint, ctypes.c_uint)
 _libc.fanotify_mark.argtypes = (ctypes.c_int, ctypes.c_uint, ctypes.c_uint64, ctypes.c_int, ctypes.c_char_p)
+
+_held = ctypes.PyDLL(None, use_errno=True)
+_held.read.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
+_held.read.restype = ctypes.c_ssize_t
+_held.write.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)
+_held.write.restype = ctypes.c_ssize_t
+_held.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
+
+#: What the kernel writes an event into: `ROOM` bytes.
+Room = ctypes.Array[ctypes.c_char]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +109,30 @@ def unignore(group: int, file: Path) -> None:
             raise
 
 
-def read_events(group: int) -> Iterator[Event]:
-    """The events waiting, none if there are none. Raises OSError (EMFILE, …) when the kernel could not hand one over."""
-    try:
-        buffer = os.read(group, READ_SIZE)
-    except BlockingIOError:
-        return
-    yield from _parse(buffer)
+def take(group: int, room: Room) -> Event | None:
+    """The next event, None if there is none. The kernel writes it into `room`, where it stays until the next, or until its first
+    bytes are set to zero (`taken`). Raises OSError (EMFILE, …) where the kernel could not hand it over: it has denied that read."""
+    got = _held.read(group, room, ROOM)
+    if got < 0:
+        number = ctypes.get_errno()
+        if number == errno.EAGAIN:
+            return None
+        raise OSError(number, f"read of events: {os.strerror(number)}")
+    return _parsed(room)
+
+
+def taken(room: Room | bytes) -> Event | None:
+    """The event that was taken last into `room`; None where there is none."""
+    return _parsed(room) if any(room[: _LENGTH.size]) else None
+
+
+def inode_of(fd: int) -> int:
+    """Of the file that an event is about."""
+    answer = ctypes.create_string_buffer(_STATX_SIZE)
+    if _held.statx(fd, b"", _AT_EMPTY_PATH, _STATX_INO, answer) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"statx: {os.strerror(number)}")
+    return int.from_bytes(answer.raw[_STATX_INO_AT : _STATX_INO_AT + 8], sys.byteorder)
 
 
 def allow(group: int, fd: int) -> None:
@@ -111,22 +144,18 @@ def deny(group: int, fd: int) -> None:
     _respond(group, fd, _DENY_EIO)
 
 
-def _parse(buffer: bytes) -> Iterator[Event]:
-    at = 0
-    while at + _EVENT.size <= len(buffer):
-        length, version, _, header, _, fd, pid = _EVENT.unpack_from(buffer, at)
-        if version != _METADATA_VERSION:
-            raise OSError(errno.EPROTO, f"fanotify speaks version {version}, not {_METADATA_VERSION}")
-        offset = count = 0
-        info = at + header
-        while info < at + length:
-            kind, _, size = _INFO.unpack_from(buffer, info)
-            if kind == _INFO_RANGE:
-                _, offset, count = _RANGE.unpack_from(buffer, info + _INFO.size)
-            info += max(size, _INFO.size)
-        if fd != _NO_DESCRIPTOR:
-            yield Event(fd, pid, offset, count)
-        at += length
+def _parsed(room: Room | bytes) -> Event:
+    length, version, _, header, _, fd, pid = _EVENT.unpack_from(room)
+    if version != _METADATA_VERSION:
+        raise OSError(errno.EPROTO, f"fanotify speaks version {version}, not {_METADATA_VERSION}")
+    offset = count = 0
+    info = header
+    while info < length:
+        kind, _, size = _INFO.unpack_from(room, info)
+        if kind == _INFO_RANGE:
+            _, offset, count = _RANGE.unpack_from(room, info + _INFO.size)
+        info += max(size, _INFO.size)
+    return Event(fd, pid, offset, count)
 
 
 def _mark(group: int, flags: int, path: Path) -> None:
@@ -134,7 +163,10 @@ def _mark(group: int, flags: int, path: Path) -> None:
 
 
 def _respond(group: int, fd: int, response: int) -> None:
-    os.write(group, _RESPONSE.pack(fd, response))
+    """ENOENT: nobody waits under this number (any more)."""
+    if _held.write(group, _RESPONSE.pack(fd, response), _RESPONSE.size) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"answer: {os.strerror(number)}")
 
 
 def _checked(result: int, call: str, path: Path | None = None) -> int:

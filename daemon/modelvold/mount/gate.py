@@ -1,10 +1,12 @@
 """The gate: where the kernel asks for bytes, and waits (rule 4).
 
 Every read that EROFS makes of a segment through the store's private mount raises an event here, unless the segment has an ignore
-mark, that is, is durable. What is present is allowed at once; what is missing is demanded, and the read waits in its segment's
-list until it is covered, the segment fails, or the segment's deadline passes. A deadline is one for a segment, from its first
-waiting read, moved by every byte of progress; once passed, its reads are denied at once for a cool-down, because the kernel asks
-up to four times for one access.
+mark, that is, is open (`Segment.is_open`). What is shown is allowed at once; what is missing is demanded, and the read waits
+(`mount.waits`) until it is covered, the segment fails, or the segment's deadline passes. Of a segment that is leaving nothing is
+allowed: its reads wait, and are demanded once it is truncated.
+
+What was taken from the kernel is noted before it is judged, and its note cleared after the answer (`mount.pending`): a daemon that
+ends, however, leaves to the next one who waits, where there is something to leave it in (`mount.handover`).
 
 Nothing here reads or maps a volume. The lock guards the tables and is never held over a system call.
 """
@@ -17,102 +19,126 @@ import select
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+from modelvold import points
 from modelvold.errors import Failure
-from modelvold.linux import fanotify
+from modelvold.linux import fanotify, mounts
 from modelvold.linux.fanotify import Event
+from modelvold.mount.causes import Causes
+from modelvold.mount.handover import Handover
+from modelvold.mount.pending import Note, Pending
 from modelvold.mount.port import Bytes
+from modelvold.mount.waits import Waiting, Waits
+from modelvold.points import Point
 from modelvold.store.content import content_of
 from modelvold.store.segment import Segment
 
 log = logging.getLogger(__name__)
 
-#: How long reads of a segment that failed are denied without asking again, seconds.
-COOL_DOWN = 5.0
-#: Reads of one volume that may wait: each is a descriptor of ours, and they must not starve other volumes.
-MOST_WAITING = 4096
+#: Seconds between two rounds of the loop, at most; so often it looks what has become of those who wait.
+_ROUND = 1.0
+#: Events taken before the loop looks at anything else.
+_MOST_AT_ONCE = 256
 #: The kernel could not hand an event over (EMFILE, …): it has denied that read. Do not spin.
 _PAUSE_AFTER_ERROR = 0.01
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A read that waits: `need` is how long the segment file must be for it, `since` on the monotonic clock."""
-
-    fd: int
-    pid: int
-    need: int
-    since: float
-
-
-@dataclass(slots=True)
-class _Queue:
-    """The waiting reads of one segment. `until` is its deadline, or, where it has failed, the end of the cool-down."""
-
-    segment: Segment
-    volume: str
-    reads: list[Waiting] = field(default_factory=list)
-    until: float = 0.0
-    cooling: bool = False
-
-
 class Gate:
-    """A `with` opens the fanotify group and the thread that answers; leaving denies whoever still waits.
+    """A `with` opens the fanotify group and the thread that answers. Leaving denies whoever still waits, but where the `handover`
+    keeps them for the next daemon.
 
-    `deadline` is how many seconds a read waits without a byte of progress.
+    `deadline` is how many seconds a read waits without progress. `on_round` is called by the loop whenever it has gone round, at
+    least once a second.
     """
 
-    def __init__(self, source: Bytes, *, deadline: float) -> None:
+    def __init__(
+        self,
+        source: Bytes,
+        *,
+        deadline: float,
+        handover: Handover | None = None,
+        on_round: Callable[[], None] = lambda: None,
+    ) -> None:
         self._source = source
         self._deadline = deadline
+        self._handover = handover
+        self._on_round = on_round
         self._lock = threading.Lock()  # guards the tables below
         self._watched: dict[
             int, tuple[Segment, str]
         ] = {}  # inode → segment, the volume that is charged for its waiting reads
-        self._queues: dict[int, _Queue] = {}
-        self._waiting: dict[str, int] = {}
+        self._waits = Waits(deadline)
+        self._left: list[Note] = []  # what a former daemon did not answer, and nobody watches yet
+        self._causes = Causes()
         self._group = -1
         self._wake = -1
-        self._ending = False
+        self._is_guarding = False
+        self._is_ending = False
+        self._next_look = 0.0
         self._thread = threading.Thread(target=self._run, name="gate")
         self.events = 0
         self.denied = 0
         self.last_error = ""
         self.beat = time.monotonic()
 
+    def __repr__(self) -> str:
+        return f"<gate watched={len(self._watched)} {self._waits} events={self.events}>"
+
     def __enter__(self) -> Self:
-        self._group = fanotify.open_group()
+        self._group, self._pending = self._handover.open() if self._handover else (fanotify.open_group(), Pending())
+        self._left = self._pending.notes()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ending = True
+        self._is_ending = True
         os.eventfd_write(self._wake, 1)
         self._thread.join()
+        with self._lock:
+            self._watched.clear()  # what the store tells from now on is no concern of ours
+        left = self._abandoned()
+        if self._handover and self._handover.is_kept:
+            for read in left:
+                os.close(read.fd)
+        else:
+            self._answer(left, is_allowed=False)
         os.close(self._group)
         os.close(self._wake)
+        self._pending.close()
 
     # -- what is guarded
 
     def guard_mount(self, mount: Path) -> None:
-        """From now on every read through this mount is asked about."""
+        """From now on every read through this mount is asked about, and judged by what is watched."""
+        self._pending.guard(mounts.mount_id_unique(mount))
         fanotify.mark_mount(self._group, mount)
+        with self._lock:
+            nobodys, self._left = self._left, []
+        self._answer([_waiting(note, 0.0) for note in nobodys], is_allowed=True)
+        self._is_guarding = True
+        os.eventfd_write(self._wake, 1)
 
     def guard_files(self, segments: Iterable[Segment]) -> None:
         """For volumes whose segments were opened through a mount that is lost: one mark each."""
+        self._pending.guard_files()
         for segment in segments:
             fanotify.mark_file(self._group, segment.path)
 
     def watch(self, volume: str, segments: Sequence[Segment]) -> None:
-        """Before a volume is mounted, and before an adopted one is guarded: its events are known, its durable segments silent."""
+        """Before a volume is mounted, and before an adopted one is guarded: its events are known, its open segments silent. Who
+        waits for them since a former daemon's time is served."""
         with self._lock:
             for segment in segments:
                 self._watched.setdefault(segment.inode, (segment, volume))
-        self.on_durable([segment for segment in segments if segment.durable])
+        is_inherited = self._handover is not None and self._handover.is_continued
+        for segment in segments:
+            if segment.is_open or is_inherited:  # no other has an ignore mark
+                self._settle(segment)
+        self._adopt(segments)
 
     def unwatch(self, segments: Sequence[Segment]) -> None:
         """After the last volume that has these was unmounted."""
@@ -120,106 +146,181 @@ class Gate:
         with self._lock:
             for segment in segments:
                 self._watched.pop(segment.inode, None)
-                queue = self._queues.pop(segment.inode, None)
-                if queue is not None:  # reads whose reader was killed
-                    left += queue.reads
-                    self._let_go(queue, len(queue.reads))
+                left += self._waits.drop(segment)  # reads whose reader was killed
         self._answer(left, is_allowed=False)
         for segment in segments:
-            try:
-                self._mark(fanotify.unignore, segment)
-            except OSError as error:
-                log.warning("unignore segment=%s failed error=%s", segment.path, error)
+            self._settle(segment)
 
     def waiting(self, segments: Sequence[Segment]) -> list[Waiting]:
         """The reads that wait for any of these, oldest first."""
-        inodes = {segment.inode for segment in segments}
         with self._lock:
-            reads = [read for inode, queue in self._queues.items() if inode in inodes for read in queue.reads]
+            reads = self._waits.reads({segment.inode for segment in segments})
         return sorted(reads, key=lambda read: read.since)
 
     # -- what the store tells (store.Watcher)
 
     def on_grown(self, segment: Segment) -> None:
         with self._lock:
-            queue = self._queues.get(segment.inode)
-            if queue is None:
-                return
-            covered = [read for read in queue.reads if read.need <= segment.present]
-            queue.reads = [read for read in queue.reads if read.need > segment.present]
-            queue.until = time.monotonic() + self._deadline
-            queue.cooling = False
-            self._let_go(queue, len(covered))
+            covered = self._waits.covered(segment)
         self._answer(covered, is_allowed=True)
 
     def on_durable(self, segments: Sequence[Segment]) -> None:
         """Silences them: from now on the kernel reads them alone."""
-        with self._lock:
-            watched = [segment for segment in segments if segment.inode in self._watched]
-        for segment in watched:
-            try:
-                self._mark(fanotify.ignore, segment)
-            except OSError as error:  # it costs events, no byte; a content removed meanwhile has no file any more
-                log.warning("ignore segment=%s failed error=%s", segment.path, error)
+        for segment in segments:
+            if self._is_watched(segment):
+                self._settle(segment)
 
-    def on_withdrawn(self, segments: Sequence[Segment]) -> None:
+    def on_leaving(self, segments: Sequence[Segment]) -> None:
+        """Raises OSError where one cannot be asked about again: then it must not be truncated."""
+        for segment in segments:
+            if self._is_watched(segment):
+                with suppress(FileNotFoundError):  # its content was removed meanwhile
+                    self._mark(fanotify.unignore, segment)
+
+    def on_missing(self, segments: Sequence[Segment]) -> None:
+        """Who waits since they were leaving was demanded in vain: they were complete then."""
+        now = time.monotonic()
         with self._lock:
-            watched = [segment for segment in segments if segment.inode in self._watched]
-        for segment in watched:
-            self._mark(fanotify.unignore, segment)
+            awaited = [segment for segment in segments if self._waits.start_over(segment, now)]
+        for segment in awaited:
+            self._source.demand(segment)
 
     def on_failed(self, segments: Sequence[Segment], failure: Failure) -> None:
-        for segment in segments:
-            self._fail(segment, str(failure))
+        now = time.monotonic()
+        with self._lock:
+            known = [(self._watched[s.inode][1], s) for s in segments if s.inode in self._watched and not s.leaving]
+            reads = [read for volume, segment in known for read in self._waits.fail(segment, volume, now)]
+        self._deny(reads, str(failure))
 
     # -- the loop
 
     def _run(self) -> None:
         poll = select.poll()
-        poll.register(self._group, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
-        while not self._ending:
-            poll.poll(self._next_deadline())
+        is_polled = False
+        while not self._is_ending:
+            if self._is_guarding and not is_polled:
+                poll.register(self._group, select.POLLIN)
+                is_polled = True
+            poll.poll(self._patience())
             self.beat = time.monotonic()
-            self._take_events()
-            self._expire()
-        with self._lock:
-            left = [read for queue in self._queues.values() for read in queue.reads]
-            self._queues.clear()
-            self._waiting.clear()
-        self._answer(left, is_allowed=False)
+            with suppress(BlockingIOError):
+                os.eventfd_read(self._wake)
+            if self._is_guarding:
+                self._take_events()
+            self._look()
+            self._on_round()
 
-    def _next_deadline(self) -> int:
-        """Milliseconds; a second at most, so that `beat` shows that the loop lives."""
+    def _patience(self) -> int:
+        """Milliseconds until the loop must go round again."""
         with self._lock:
-            nearest = min((queue.until for queue in self._queues.values() if queue.reads), default=float("inf"))
-        return int(1000 * min(1.0, max(0.0, nearest - time.monotonic())))
+            nearest = self._waits.next_deadline()
+        return int(1000 * min(_ROUND, max(0.0, nearest - time.monotonic())))
 
     def _take_events(self) -> None:
-        try:
-            for event in fanotify.read_events(self._group):
-                self.events += 1
-                self._on_event(event)
-        except OSError as error:
-            self.denied += 1
-            self.last_error = f"an event was lost, its read denied: {error.strerror}"
-            log.error("take events failed error=%s", error)  # noqa: TRY400 — the loop must go on
-            time.sleep(_PAUSE_AFTER_ERROR)
+        for _ in range(_MOST_AT_ONCE):
+            if self._is_ending:
+                return
+            try:
+                event = fanotify.take(self._group, self._pending.room)
+            except OSError as error:
+                self.denied += 1
+                self.last_error = f"an event was lost, its read denied: {error.strerror}"
+                self._causes.tell("lose events", str(error), 0, 1)
+                time.sleep(_PAUSE_AFTER_ERROR)
+                return
+            if event is None:
+                return
+            points.at(Point.GATE_TAKEN)
+            self.events += 1
+            self._on_event(event)
 
     def _on_event(self, event: Event) -> None:
+        """Noted first: whatever happens next, somebody will answer it."""
+        read = Waiting(event.fd, event.pid, event.offset + event.count, time.monotonic())
         try:
-            verdict = self._verdict(event)
+            inode = 0 if event.count == 0 or event.pid == os.getpid() else fanotify.inode_of(event.fd)
+            if inode:
+                slot = self._pending.note(event.fd, event.pid, inode, read.need)
+                read = Waiting(event.fd, event.pid, read.need, read.since, slot)
+            verdict = self._verdict(inode, read) if inode else True
         except Exception as error:  # a loop that ends leaves every reader waiting for ever
             log.exception("event pid=%d failed", event.pid)
             self.last_error = f"an event could not be judged: {error}"
             verdict = False if self._is_unheard(event.fd) else None
         if verdict is not None:
-            self._answer([Waiting(event.fd, event.pid, 0, 0.0)], is_allowed=verdict)
+            self._answer([read], is_allowed=verdict)
+        self._pending.forget_taken()
+
+    def _verdict(self, inode: int, read: Waiting) -> bool | None:
+        """True: go on. False: EIO. None: it waits."""
+        with self._lock:
+            segment, volume = self._watched.get(inode, (None, ""))
+            if segment is None:
+                return True  # no volume of ours: what is there is there, what is not is EIO
+            segment.touched = read.since
+            if segment.shown >= min(read.need, segment.padded):
+                return True
+            if self._waits.is_cooling(segment, read.since):
+                return False
+            if self._waits.is_full(volume) or read.slot < 0:
+                self.last_error = f"too many reads wait, of volume {volume} or of all: one more was denied"
+                return False
+            self._waits.add(segment, volume, _clipped(read, segment))
+        self._fetch(segment)
+        return None
+
+    def _fetch(self, segment: Segment) -> None:
+        """Of one that somebody waits for. A demand for one that is leaving would be in vain, or worse: it begins what cannot be
+        written. `on_missing` comes after the truncation, and finds who waits."""
+        if not segment.leaving:
+            self._source.demand(segment)
+        self.on_grown(segment)  # the bytes may have come before there was an entry in the list: nobody else would tell
 
     def _is_unheard(self, fd: int) -> bool:
         """Whether no list holds the read, so that nobody else will answer it."""
         with self._lock:
-            return all(read.fd != fd for queue in self._queues.values() for read in queue.reads)
+            return all(read.fd != fd for read in self._waits.reads(set(self._watched)))
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        covered: list[Waiting] = []
+        with self._lock:
+            if now >= self._next_look:
+                self._next_look = now + _ROUND
+                covered = self._waits.look(now)
+            late = self._waits.late(now)
+        self._answer(covered, is_allowed=True)
+        denied: dict[str, list[int]] = {}  # reads of each segment, by reason
+        for segment, reads in late:
+            reason = self._reason(segment)
+            denied.setdefault(reason, []).append(len(reads))
+            self._deny(reads, reason)
+            self._source.release(segment)
+        for reason, counts in denied.items():
+            self._causes.tell("deny reads", reason, len(counts), sum(counts))
+
+    def _reason(self, segment: Segment) -> str:
+        cause = segment.failure or content_of(segment).last_error
+        return f"no progress for {self._deadline:g} s" + (f"; last: {cause}" if cause else "")
+
+    # -- marks
+
+    def _is_watched(self, segment: Segment) -> bool:
+        with self._lock:
+            return segment.inode in self._watched
+
+    def _settle(self, segment: Segment) -> None:
+        """Ignored where it is open, asked about where not. What it is may change while it is marked: a mark that came after it
+        began to leave would mean EIO for ever. So whoever marks looks again, and whoever changes it calls this afterwards."""
+        try:
+            while True:
+                is_silent = segment.is_open and self._is_watched(segment)
+                self._mark(fanotify.ignore if is_silent else fanotify.unignore, segment)
+                if is_silent == (segment.is_open and self._is_watched(segment)):
+                    return
+        except OSError as error:  # it costs events, no byte; a content removed meanwhile has no file any more
+            log.warning("mark segment=%s failed error=%s", segment.path, error)
 
     def _mark(self, change: Callable[[int, Path], None], segment: Segment) -> None:
         """Once more where a content moved to the shared place between our naming and the kernel's look."""
@@ -229,66 +330,35 @@ class Gate:
             time.sleep(_PAUSE_AFTER_ERROR)
             change(self._group, segment.path)
 
-    def _verdict(self, event: Event) -> bool | None:
-        """True: go on. False: EIO. None: it waits."""
-        if event.count == 0 or event.pid == os.getpid():
-            return True
-        inode = os.fstat(event.fd).st_ino
-        with self._lock:
-            segment, volume = self._watched.get(inode, (None, ""))
-            if segment is None:
-                return True  # no volume of ours: what is there is there, what is not is EIO
-            need = min(event.offset + event.count, segment.padded)
-            if segment.present >= need:
-                return True
-            queue = self._queues.setdefault(inode, _Queue(segment, volume))
-            if queue.cooling and time.monotonic() < queue.until:
-                return False
-            if self._waiting.get(volume, 0) >= MOST_WAITING:
-                self.last_error = f"{MOST_WAITING} reads of volume {volume} wait: the next one was denied"
-                return False
-            if not queue.reads:
-                queue.until = time.monotonic() + self._deadline
-            queue.cooling = False
-            queue.reads.append(Waiting(event.fd, event.pid, need, time.monotonic()))
-            self._waiting[volume] = self._waiting.get(volume, 0) + 1
-        self._source.demand(segment)
-        self._recheck(segment, need)
-        return None
+    # -- those who wait
 
-    def _recheck(self, segment: Segment, need: int) -> None:
-        """The bytes may have come between the look at the size and the entry in the list: then nobody else will tell."""
-        if segment.present >= need:
-            self.on_grown(segment)
-
-    def _expire(self) -> None:
+    def _adopt(self, segments: Sequence[Segment]) -> None:
+        """The reads of a former daemon's time that wait for these: their deadlines begin anew."""
+        by_inode = {segment.inode: segment for segment in segments}
         now = time.monotonic()
         with self._lock:
-            late = [queue.segment for queue in self._queues.values() if queue.reads and queue.until <= now]
-        for segment in late:
-            cause = segment.failure or content_of(segment).last_error
-            reason = f"no byte for {self._deadline:g} s" + (f"; last: {cause}" if cause else "")
-            log.warning("deadline passed segment=%s/%d reason=%r", content_of(segment).digest, segment.number, reason)
-            self._fail(segment, reason)
-            self._source.release(segment)
+            ours = [note for note in self._left if note.inode in by_inode]
+            self._left = [note for note in self._left if note.inode not in by_inode]
+            for note in ours:
+                segment = by_inode[note.inode]
+                _, volume = self._watched[note.inode]
+                self._waits.add(segment, volume, _clipped(_waiting(note, now), segment))
+        for inode in dict.fromkeys(note.inode for note in ours):
+            self._fetch(by_inode[inode])
 
-    def _fail(self, segment: Segment, reason: str) -> None:
+    def _abandoned(self) -> list[Waiting]:
         with self._lock:
-            if segment.inode not in self._watched:
-                return
-            queue = self._queues.setdefault(segment.inode, _Queue(segment, self._watched[segment.inode][1]))
-            reads, queue.reads = queue.reads, []
-            queue.cooling, queue.until = True, time.monotonic() + COOL_DOWN
-            self._let_go(queue, len(reads))
+            left, self._left = self._left, []
+            return self._waits.take_all() + [_waiting(note, 0.0) for note in left]
+
+    def _deny(self, reads: Sequence[Waiting], reason: str) -> None:
         if reads:
-            self.last_error = f"{len(reads)} reads of {content_of(segment).digest} denied: {reason}"
+            self.last_error = f"{len(reads)} reads denied: {reason}"
         self._answer(reads, is_allowed=False)
 
-    def _let_go(self, queue: _Queue, count: int) -> None:
-        self._waiting[queue.volume] = self._waiting.get(queue.volume, 0) - count
-
     def _answer(self, reads: Iterable[Waiting], *, is_allowed: bool) -> None:
-        """The answer first, then the close: a number that is closed unanswered could be given to another read."""
+        """The answer first, then the note, then the close: a number that is closed unanswered, or with its note still there, could
+        be given to another read."""
         for read in reads:
             try:
                 (fanotify.allow if is_allowed else fanotify.deny)(self._group, read.fd)
@@ -296,5 +366,16 @@ class Gate:
                 if not isinstance(error, FileNotFoundError):  # ENOENT: the reader was killed meanwhile
                     log.error("answer fd=%d failed error=%s", read.fd, error)  # noqa: TRY400
             finally:
+                points.at(Point.GATE_ANSWERED)
+                self._pending.clear(read.slot)
                 os.close(read.fd)
             self.denied += not is_allowed
+
+
+def _waiting(note: Note, since: float) -> Waiting:
+    return Waiting(note.number, note.pid, note.need, since, note.slot)
+
+
+def _clipped(read: Waiting, segment: Segment) -> Waiting:
+    """Nothing behind the segment's end can be waited for."""
+    return Waiting(read.fd, read.pid, min(read.need, segment.padded), read.since, read.slot)

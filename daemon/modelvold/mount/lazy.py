@@ -10,11 +10,13 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from modelvold import points
 from modelvold.linux import mounts
 from modelvold.mount import erofs
 from modelvold.mount.backend import Known, Volume
 from modelvold.mount.directory import remove_tree
 from modelvold.mount.gate import Gate
+from modelvold.points import Point
 from modelvold.store.segment import Segment
 
 log = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ class Lazy:
 
     def mount(self, volume: Volume, target: Path) -> str:
         self._gate.watch(volume.id, volume.segments)
+        points.at(Point.MOUNT_WATCHED)
         try:
             self._mount(volume, target)
         except FileNotFoundError:  # a content moved to the shared place between our naming and the kernel's opening
