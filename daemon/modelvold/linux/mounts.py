@@ -37,7 +37,7 @@ _CLOEXEC = 1  # FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC
 _SET_FLAG, _SET_STRING, _CREATE = 0, 1, 6
 #: The kernel takes 256 bytes with the closing NUL, and calls more an invalid argument.
 _LONGEST_VALUE = 255
-_FROM_EMPTY_PATH = 0x4
+_FROM_EMPTY_PATH, _BENEATH = 0x4, 0x200
 _AT_FDCWD, _AT_EMPTY_PATH = -100, 0x1000
 _TREE_CLONE = 1
 _MS_BIND, _MS_PRIVATE = 0x1000, 1 << 18
@@ -104,10 +104,7 @@ def bind_readonly(source: Path, target: Path, *, nosuid: bool = True, nodev: boo
     attributes |= Attribute.NOSUID if nosuid else Attribute(0)
     attributes |= Attribute.NODEV if nodev else Attribute(0)
     set_clear_propagation_userns = (ctypes.c_uint64 * 4)(attributes, 0, 0, 0)
-    try:
-        mount = _syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(source), _TREE_CLONE | os.O_CLOEXEC)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(source)) from error
+    mount = clone(source)
     try:
         size = ctypes.sizeof(set_clear_propagation_userns)
         _syscall(_MOUNT_SETATTR, mount, b"", _AT_EMPTY_PATH, ctypes.byref(set_clear_propagation_userns), size)
@@ -115,6 +112,22 @@ def bind_readonly(source: Path, target: Path, *, nosuid: bool = True, nodev: boo
         os.close(mount)
         raise OSError(error.errno, error.strerror, str(source)) from error
     _attach(mount, target)
+
+
+def clone(path: Path) -> int:
+    """A descriptor (O_PATH) of the root of a mount of its own of what `path` shows, attached nowhere: it keeps that from ending,
+    and no mount of it from being unmounted. Goes when it is closed."""
+    try:
+        return _syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(path), _TREE_CLONE | os.O_CLOEXEC)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def replace(source: Path, target: Path) -> None:
+    """Shows at the mount point `target` what is mounted at `source` in place of what is mounted there, which is detached, from one
+    moment to the next (Linux 6.5): who looks has the one or the other."""
+    _attach(clone(source), target, beneath=True)
+    unmount(target, detach=True)
 
 
 def make_private(path: Path) -> None:
@@ -192,10 +205,12 @@ def _log_of(context: int) -> list[str]:
     return messages
 
 
-def _attach(mount: int, target: Path) -> None:
-    """Put the detached mount behind the descriptor `mount` at `target`; where that fails the mount ends."""
+def _attach(mount: int, target: Path, *, beneath: bool = False) -> None:
+    """Put the detached mount behind the descriptor `mount` at `target`, over what is mounted there or beneath it; where that fails
+    the mount ends."""
+    flags = _FROM_EMPTY_PATH | (_BENEATH if beneath else 0)
     try:
-        _syscall(_MOVE_MOUNT, mount, b"", _AT_FDCWD, os.fsencode(target), _FROM_EMPTY_PATH)
+        _syscall(_MOVE_MOUNT, mount, b"", _AT_FDCWD, os.fsencode(target), flags)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(target)) from error
     finally:

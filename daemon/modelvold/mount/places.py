@@ -24,6 +24,9 @@ class Places(Protocol):
     def hide(self, place: Path) -> None:
         """Undoes `show`; EBUSY while a mount there is in use."""
 
+    def renew(self, source: Path, place: Path) -> None:
+        """`source` was mounted anew: from now on that is what is shown there."""
+
     def is_taken(self, place: Path) -> bool:
         """Whether something is shown there, whatever it is."""
 
@@ -37,6 +40,9 @@ class Binds:
 
     def hide(self, place: Path) -> None:
         mounts.unmount(place)
+
+    def renew(self, source: Path, place: Path) -> None:
+        mounts.replace(source, place)
 
     def is_taken(self, place: Path) -> bool:
         """By the kernel's table: a bind mount of the same file system has no other mark."""
@@ -65,6 +71,9 @@ class Links:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(place))
         place.unlink()
         place.mkdir()
+
+    def renew(self, source: Path, place: Path) -> None:
+        """A link leads to what is there."""
 
     def is_taken(self, place: Path) -> bool:
         return place.is_symlink()

@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from modelvold import points
 from modelvold.errors import Failing, InUse
 from modelvold.linux import mounts
 from modelvold.mount.backend import Backend, Known, Volume
+from modelvold.points import Point
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ class MountTable:
         """Once, before anything is mounted. Volumes found mounted are served again on the same mounts; whatever else is
         below our folder goes."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+        self._bare()
         known = [Known(volume, self.path(volume.id), self._recall(volume.id)) for volume in volumes]
         self._mounted = {volume.id: volume for volume in self._backend.adopt(known)}
         for volume in self._mounted:
@@ -78,6 +81,7 @@ class MountTable:
                     raise Failing(
                         f"volume {volume.id}: {error.strerror or error}", "see `modelvold status` and the log"
                     ) from error
+                points.at(Point.MOUNT_MOUNTED)
                 self._mounted[volume.id] = volume
                 self._remember(volume.id, note)
                 log.info("mount volume=%s backend=%s segments=%d", volume.id, self._backend.name, len(volume.segments))
@@ -97,10 +101,36 @@ class MountTable:
                 if error.errno == errno.EBUSY:
                     raise InUse(f"volume {volume}: files of it are open") from error
                 raise
+            points.at(Point.MOUNT_UNMOUNTED)
             del self._mounted[volume]
             self._remember(volume, "")
             target.rmdir()
         log.info("unmount volume=%s", volume)
+
+    def renew(self, volume: str) -> None:
+        """Shows a volume by a new mount, whose page cache is empty, from one moment to the next. Who has the old one, or a bind of
+        it, keeps that. Raises Failing where it cannot be mounted anew: then it is mounted no more, since what it showed is wrong."""
+        target, aside = self.path(volume), self.path(f"{volume}.new")
+        with self._lock:
+            mounted = self._mounted.get(volume)
+            if mounted is None:
+                return
+            try:
+                aside.mkdir(exist_ok=True, mode=0o755)
+                note = self._backend.mount(mounted, aside)
+                mounts.replace(aside, target)
+            except OSError as error:
+                del self._mounted[volume]
+                self._remember(volume, "")
+                _take_away(target)
+                raise Failing(
+                    f"volume {volume}: it had to be mounted anew, and cannot be: {error.strerror or error}",
+                    "see the log",
+                ) from error
+            finally:
+                _take_away(aside)
+            self._remember(volume, note)
+        log.info("renew volume=%s", volume)
 
     def is_ready(self, volume: Volume) -> bool:
         """Whether `ensure` may be called."""
@@ -114,6 +144,15 @@ class MountTable:
         """It leaves the store, and is not mounted."""
         self._backend.forget(volume)
 
+    def _bare(self) -> None:
+        """A daemon that ended in `renew` has left the new mount beneath the old one."""
+        points = [entry.mount_point for entry in mounts.mountinfo()]
+        for point in {point for point in points if Path(point).parent == self._folder}:
+            for _ in range(points.count(point) - 1):
+                log.warning("unmount path=%s reason='another one is mounted beneath it'", point)
+                with _tolerated(point):
+                    mounts.unmount(Path(point), detach=True)
+
     def _sweep(self, adopted: set[str]) -> None:
         """What cannot be taken away stays, and is in nobody's way."""
         below = f"{self._folder}/"
@@ -126,6 +165,14 @@ class MountTable:
             if str(path) not in adopted:
                 with _tolerated(path):
                     path.unlink() if path.is_symlink() else path.rmdir()
+
+
+def _take_away(path: Path) -> None:
+    """All that is mounted at a folder, and the folder."""
+    with _tolerated(path):
+        for _ in [entry for entry in mounts.mountinfo() if entry.mount_point == str(path)]:
+            mounts.unmount(path, detach=True)
+        path.rmdir()
 
 
 @contextmanager
