@@ -7,15 +7,16 @@ What a room needs is there before it, and the socket appears last, when everythi
 from __future__ import annotations
 
 import errno
+import faulthandler
 import logging
 import os
 import resource
+import shutil
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from modelvold.config import Config
@@ -26,11 +27,13 @@ from modelvold.lending.lending import Lending
 from modelvold.lending.report import Progress, VolumeReport
 from modelvold.lending.status import Status
 from modelvold.linux.machine import architecture
+from modelvold.linux.notify import Notify
 from modelvold.mount.backend import Backend
 from modelvold.mount.directory import Directory, sweep_trees
 from modelvold.mount.erofs import Complete
 from modelvold.mount.findings import DIRECTORY, LAZY
 from modelvold.mount.gate import Gate
+from modelvold.mount.handover import Handover
 from modelvold.mount.lazy import Lazy
 from modelvold.mount.places import Binds, Links, Places
 from modelvold.mount.probe import probe
@@ -45,6 +48,8 @@ from modelvold.rpc.server import Server
 from modelvold.rpc.snapshots import snapshots_door
 from modelvold.snapshot.snapshotter import Snapshotter
 from modelvold.store.content import Content
+from modelvold.store.room import Bounds
+from modelvold.store.showing import Verify
 from modelvold.store.store import Store
 from modelvold.volume.opener import Opener
 
@@ -65,20 +70,23 @@ def run(config: Config) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
     _raise_descriptor_limit()
-    with ExitStack() as house:
-        _build(config, house)
-        _notify("READY=1")
+    faulthandler.enable()  # where each thread stood, in the log of a daemon that its watchdog ends
+    notify = Notify(os.environ)
+    with Handover(notify, config.run / "store", config.store.root / "content") as handover, ExitStack() as house:
+        gate = _build(config, house, notify, handover)
+        notify.ready()
         log.info("ready address=%s root=%s", config.address, config.store.root)
-        ending.wait()
+        while not ending.wait(None if gate else notify.interval):
+            notify.alive()  # the gate's loop does, where there is one
         log.info("stop reason=signal")
-        _notify("STOPPING=1")
+        notify.stopping()
     return 0
 
 
-def _build(config: Config, house: ExitStack) -> None:
+def _build(config: Config, house: ExitStack, notify: Notify, handover: Handover) -> Gate | None:
     listen = str(config.facade.listen) if config.facade.listen else ""
-    store = _store(config, house)
-    with _made("store", store.root, "--root", "`[store] root`"):
+    store = _store(config, house, is_continued=handover.is_continued)
+    with _made("store", store.root, "--root", "`[store] root`"), store.database.lent():
         findings = probe(store.root, config.run)
     name, reason = findings.choose(config.mount.backend)
     log.info("choose backend=%s reason=%r", name, reason)
@@ -92,9 +100,15 @@ def _build(config: Config, house: ExitStack) -> None:
         client,
         lambda content: _sources(desk[0], content),
         workers=config.fetch.connections,
-        stall=min(20.0, config.fetch.deadline),
+        stall=min(20.0, config.fetch.deadline / 3),  # a reader's deadline leaves time for another try, or another host
     )
-    gate = house.enter_context(Gate(fetcher, deadline=config.fetch.deadline)) if name == LAZY else None
+    gate = None
+    if name == LAZY:
+        gate = house.enter_context(
+            Gate(fetcher, deadline=config.fetch.deadline, handover=handover, on_round=notify.alive)
+        )
+    elif handover.is_continued:
+        handover.give_up(f"the backend is {name} now")
     opener = Opener(store, client, ours)
     places: Places = Binds() if findings.can_bind else Links()
     if name == DIRECTORY:
@@ -103,7 +117,14 @@ def _build(config: Config, house: ExitStack) -> None:
         backend = _erofs(config, store, gate)
     table = MountTable(backend, config.run / "volumes", store.catalog.opened_through, store.catalog.set_opened_through)
     lending = Lending(
-        store, opener, fetcher, table, places, prefetch=config.fetch.prefetch, stall=config.fetch.deadline
+        store,
+        opener,
+        fetcher,
+        table,
+        places,
+        prefetch=config.fetch.prefetch,
+        stall=config.fetch.deadline,
+        keep=config.store.keep,
     )
     desk.append(lending)
     house.enter_context(fetcher)
@@ -111,23 +132,39 @@ def _build(config: Config, house: ExitStack) -> None:
     status = Status(store, lending, table, gate, facade=listen, prefetch=config.fetch.prefetch, backend_reason=reason)
     doors = [control_door(_Operator(lending, status))]
     if not config.for_user:
-        snapshotter = Snapshotter(store.root, store.database, lending, store.catalog, lending.lending)
+        snapshotter = Snapshotter(store.root, store.database, lending, store.given, lending.lending)
         lending.ask_users_of(lambda volume: [info.name for info in snapshotter.users_of(volume)])
+        lending.restore(snapshotter.volumes())
         doors.append(snapshots_door(snapshotter))
     if config.facade.listen:
         where = config.facade.listen
-        house.enter_context(Facade((where.host, where.port), client, store.catalog, ours))
+        house.enter_context(Facade((where.host, where.port), client, store.given, ours))
     if config.metrics.listen:
         where = config.metrics.listen
         house.enter_context(Health(where.host, where.port, lambda: _is_alive(gate), lambda: str(store.failing or "")))
     house.enter_context(Server(config.address, doors))
+    # First of all at the end: whoever waits for a registry, here or at a door, waits no more, and nobody is told of a failure.
+    house.callback(client.close)
+    house.callback(fetcher.stop)
+    return gate
 
 
-def _store(config: Config, house: ExitStack) -> Store:
+def _store(config: Config, house: ExitStack, *, is_continued: bool) -> Store:
     with _made("run folder", config.run, "--run", "XDG_RUNTIME_DIR" if config.for_user else ""):
         config.run.mkdir(parents=True, exist_ok=True, mode=0o700 if config.for_user else 0o711)
-    with _made("store", config.store.root, "--root", "`[store] root`"):
-        return house.enter_context(Store(config.store.root))
+    settings = config.store
+    with _made("store", settings.root, "--root", "`[store] root`"):
+        settings.root.mkdir(parents=True, exist_ok=True)
+        disk = shutil.disk_usage(settings.root).total
+        bounds = Bounds(settings.quota.of(disk), settings.reserve.of(disk))
+        store = Store(
+            settings.root,
+            bounds,
+            Verify(settings.verify),
+            scrub_every=settings.scrub,
+            is_continued=is_continued,
+        )
+        return house.enter_context(store)
 
 
 @contextmanager
@@ -163,6 +200,10 @@ class _Operator:
         self.unmount = lending.unmount
         self.pull = lending.pull
         self.remove = lending.remove
+        self.pin = lending.pin
+        self.unpin = lending.unpin
+        self.collect = lending.collect
+        self.verify = lending.verify
 
     def mount(
         self, reference: str, directory: Path, cancelled: Callable[[], bool]
@@ -186,13 +227,3 @@ def _raise_descriptor_limit() -> None:
     """Each waiting read is one descriptor."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _notify(state: str) -> None:
-    """systemd's notify protocol (sd_notify(3)); nothing where nobody listens."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
-        notify.connect("\0" + address[1:] if address.startswith("@") else address)
-        notify.send(state.encode())

@@ -9,19 +9,23 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
-from modelvold.errors import InUse, InvalidInput, NotFound, NotYet, Refused
+from modelvold.errors import Failure, InUse, NotFound, NotYet
 from modelvold.fetch.fetcher import Fetcher
+from modelvold.lending.checking import Checking
 from modelvold.lending.completing import Completing
+from modelvold.lending.keeping import Keeping
 from modelvold.lending.openings import Openings
+from modelvold.lending.placing import Placing
 from modelvold.lending.pulls import LOOK, Pulls
 from modelvold.lending.rates import Rates
-from modelvold.lending.report import Progress
+from modelvold.lending.report import Checked, Collected, Progress
+from modelvold.lending.wrong import Wrong
 from modelvold.linux.holders import holders
 from modelvold.mount.backend import Volume
 from modelvold.mount.places import Places
@@ -52,33 +56,47 @@ class Lending:
         *,
         prefetch: bool,
         stall: float,
+        keep: float | None = None,
     ) -> None:
         self._store = store
         self._opener = opener
         self._fetcher = fetcher
         self._table = table
-        self._places = places
         self._is_prefetching = prefetch
         self._users_of: Callable[[str], Sequence[str]] = lambda _: ()
         #: Held while a volume is mounted and recorded as used, and while one is found unused and taken away. Over mounts and the
         #: disk, never over the network.
         self.lending = threading.RLock()
+        self._placing = Placing(store.catalog, places, self.lending, self.mounted)
         self.rates = Rates(store.contents)
         self._openings = Openings(store, opener)
         self._pulls = Pulls(store, fetcher, self.rates, stall=stall)
         self._completing = Completing(self._complete, self._pulls.progress)
+        self._checking = Checking(store, fetcher, stall=stall)
+        self.wrong = Wrong(
+            table,
+            lambda volume: opener.tree(volume.id),
+            lambda volume: self._placing.renew(volume, table.path(volume)),
+        )
+        self.keeping = Keeping(store, fetcher, table, self, self.wrong, keep=keep, is_prefetching=prefetch)
 
     def __enter__(self) -> Self:
         self._openings.__enter__()
-        self._table.adopt([self.volume(row) for row in self._openings.rows()])
-        self._forget_lost_places()
+        volumes = [self.volume(row) for row in self._openings.rows()]
+        missing = {volume.id: [segment for segment in volume.segments if not segment.present] for volume in volumes}
+        self._table.adopt(volumes)
+        self._placing.forget_lost()
         self.rates.__enter__()
         self._completing.__enter__()
+        self.keeping.__enter__()
+        self.wrong.adopt([(volume, missing[volume.id]) for volume in self._table.mounted()])
         for volume in self._table.mounted():
             self._start_prefetch(volume)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.keeping.__exit__(*_)
+        self.wrong.close()
         self._completing.__exit__(*_)
         self.rates.__exit__(*_)
         self._openings.__exit__(*_)
@@ -114,6 +132,18 @@ class Lending:
         self._start_prefetch(volume)
         return path
 
+    def restore(self, volumes: Iterable[str]) -> None:
+        """After a reboot: these are mounted again, from what the catalog and the disk have, without a registry. Where bytes must
+        be here first and are not, that is begun."""
+        for row in [row for row in self._openings.rows() if row.id in set(volumes)]:
+            try:
+                if self._is_ready(row):
+                    self.mounted(row.id)
+                else:
+                    self._completing.start(row)
+            except Failure as failure:
+                log.warning("restore volume=%s failed reason=%r", row.id, str(failure))
+
     def unmount_unused(self, in_use: set[str]) -> None:
         placed = set(self._store.catalog.placed().values())
         for volume in self._table.mounted():
@@ -126,7 +156,7 @@ class Lending:
         """Shows a model at `directory`, an existing folder. Where its bytes must be here first, a Progress now and then until
         they are; then what is shown, unless it was `cancelled`. Raises InvalidInput, Refused, and whatever opening raises."""
         asked = Reference.parse(reference)
-        self._check_place(directory)
+        self._placing.check(directory)
         row = self._resolve_and_open(asked, cancelled)
         if not self._is_ready(row):
             work = self._completing.start(row)
@@ -139,23 +169,12 @@ class Lending:
                 last = step
                 time.sleep(LOOK)
             work.result()
-        self._place(row, directory)
-        log.info("place volume=%s directory=%s", row.id, directory)
+        self._placing.place(row.id, directory)
         yield row
 
     def unmount(self, directory: Path) -> None:
-        volume = self._store.catalog.placed().get(str(directory))
-        if volume is None:
-            raise NotFound(f"directory {directory}: no model is mounted there by modelvold", "see `modelvold status`")
-        try:
-            self._places.hide(directory)
-        except OSError as error:
-            if self._places.is_taken(directory):
-                raise InUse(
-                    f"directory {directory}: {error.strerror}", "end the programs that have files of it open"
-                ) from error
-        self._store.catalog.unplace(str(directory))
-        log.info("unplace volume=%s directory=%s", volume, directory)
+        """Raises NotFound, InUse."""
+        volume = self._placing.unplace(directory)
         with self.lending:
             if not self.users(volume) and (mounted := self._mounted_volume(volume)):
                 self._release_if_closed(mounted)
@@ -166,19 +185,44 @@ class Lending:
 
     def remove(self, reference: str) -> int:
         """Forgets a model and frees its bytes. Raises NotFound, or InUse naming who uses it. Returns the bytes freed."""
-        rows = self.find(reference)
-        if not rows:
-            raise NotFound(f"model {reference}: not in the store", "see `modelvold status`")
-        with ExitStack() as leaving:
-            for row in rows:
-                leaving.enter_context(self._openings.leaving(row))
-                self._completing.cancel(row)
-            with self.lending:
-                for row in rows:
-                    self._check_unused(row)
-                return sum(self._remove(row) for row in rows)
+        rows = self._named(reference)
+        for row in rows:
+            if row.is_pinned:
+                raise InUse(f"model {row.reference}: it is pinned", f"`modelvold unpin {row.reference}` first")
+        return self._give_up(rows)
+
+    def give_up(self, row: VolumeRow) -> int:
+        """See keeping.Lent."""
+        return self._give_up([row])
+
+    def pin(self, reference: str) -> None:
+        """It is neither evicted nor forgotten, until `unpin`. Raises NotFound."""
+        for row in self._named(reference):
+            self._openings.pin(row, is_pinned=True)
+
+    def unpin(self, reference: str) -> None:
+        for row in self._named(reference):
+            self._openings.pin(row, is_pinned=False)
+
+    def collect(self, dry_run: bool) -> list[Collected]:
+        """See Keeping."""
+        return self.keeping.collect(dry_run)
+
+    def verify(self, reference: str | None, repair: bool, cancelled: Callable[[], bool]) -> Iterator[Checked]:
+        """Reads what is durable of a model, or of all, again (`lending.checking`). Raises NotFound."""
+        rows = self._named(reference) if reference else self._openings.rows()
+        numbers = dict.fromkeys(number for row in rows for number in row.contents)
+        contents = [self._store.content(number) for number in numbers]
+        yield from self._checking.run(reference or "", contents, repair=repair, cancelled=cancelled)
 
     # -- what there is
+
+    def rows(self) -> list[VolumeRow]:
+        return self._openings.rows()
+
+    def used(self, volumes: Sequence[str], when: int) -> None:
+        """See keeping.Lent."""
+        self._openings.use(volumes, when)
 
     def find(self, reference: str | None) -> list[VolumeRow]:
         """The volumes that a reference, a manifest's digest or a volume's id names; all of them without one."""
@@ -205,6 +249,22 @@ class Lending:
 
     # -- how
 
+    def _named(self, reference: str) -> list[VolumeRow]:
+        rows = self.find(reference)
+        if not rows:
+            raise NotFound(f"model {reference}: not in the store", "see `modelvold status`")
+        return rows
+
+    def _give_up(self, rows: Sequence[VolumeRow]) -> int:
+        with ExitStack() as leaving:
+            for row in rows:
+                leaving.enter_context(self._openings.leaving(row))
+                self._completing.cancel(row)
+            with self.lending:
+                for row in rows:
+                    self._check_unused(row)
+                return sum(self._remove(row) for row in rows)
+
     def _resolve_and_open(self, asked: Reference, cancelled: Callable[[], bool]) -> VolumeRow:
         """Raises NotYet once `cancelled()`; the work goes on."""
         manifest = self._opener.resolve(asked)
@@ -223,29 +283,6 @@ class Lending:
             pass
         if not cancelled():
             self._table.make_ready(self.volume(row), cancelled)
-
-    def _check_place(self, directory: Path) -> None:
-        if str(directory) in self._store.catalog.placed() or self._places.is_taken(directory):
-            raise Refused(f"directory {directory}: something is mounted there", f"`modelvold umount {directory}` first")
-        if not directory.is_absolute() or not directory.is_dir() or directory.resolve() != directory:
-            raise InvalidInput(
-                f"directory {directory}: not an existing folder named by its real, absolute path", "create it first"
-            )
-
-    def _place(self, row: VolumeRow, directory: Path) -> None:
-        """Recorded first: what is recorded and not shown is forgotten at the next start, what is shown and not recorded would
-        be nobody's to take away."""
-        with self.lending:
-            path = self.mounted(row.id)
-            self._check_place(directory)
-            self._store.catalog.place(str(directory), row.id)
-            try:
-                self._places.show(path, directory)
-            except OSError as error:
-                self._store.catalog.unplace(str(directory))
-                raise InvalidInput(
-                    f"directory {directory}: {error.strerror}", "it must be an empty folder that you may write"
-                ) from error
 
     def _start_prefetch(self, volume: Volume) -> None:
         if self._is_prefetching:
@@ -276,6 +313,7 @@ class Lending:
         with self._opener.settling:
             self._openings.forget(row)
             self._table.forget(volume)
+            self.wrong.forget(row.id)
             gone = set(self._store.catalog.remove_volume(row.id))
             self._opener.image_path(row.id).unlink(missing_ok=True)
             orphans = {content.id: content for content in volume.contents if content.id in gone}
@@ -300,13 +338,6 @@ class Lending:
 
     def _mounted_volume(self, volume: str) -> Volume | None:
         return next((mounted for mounted in self._table.mounted() if mounted.id == volume), None)
-
-    def _forget_lost_places(self) -> None:
-        """Folders where nothing is shown any more: the machine was rebooted, or somebody unmounted them by hand."""
-        for directory in self._store.catalog.placed():
-            if not self._places.is_taken(Path(directory)):
-                log.warning("unplace directory=%s reason='no longer mounted'", directory)
-                self._store.catalog.unplace(directory)
 
 
 def _is_done(future: Future[VolumeRow], seconds: float) -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Self
 
 from modelvold.errors import Mismatch, NotFound, NotYet
@@ -98,6 +99,20 @@ class Openings:
         with self._lock:
             self._rows.pop(row.id, None)
 
+    def use(self, volumes: Sequence[str], when: int) -> None:
+        """They were in use at `when`, in seconds since 1970."""
+        self._store.catalog.use(volumes, when)
+        with self._lock:
+            for volume in volumes:
+                if volume in self._rows:
+                    self._rows[volume] = replace(self._rows[volume], used=when)
+
+    def pin(self, row: VolumeRow, *, is_pinned: bool) -> None:
+        self._store.catalog.pin(row.id, is_pinned=is_pinned)
+        with self._lock:
+            if row.id in self._rows:
+                self._rows[row.id] = replace(self._rows[row.id], is_pinned=is_pinned)
+
     def _open(self, repository: Repository, original: Digest, reference: str, manifest: Manifest | None) -> VolumeRow:
         try:
             self._store.check()
@@ -121,9 +136,6 @@ class Openings:
         if row.reference == reference:
             return row
         self._store.catalog.set_reference(row.id, reference)
-        named = VolumeRow(
-            row.id, row.repository, row.manifest, reference, row.document, row.uuid, row.size, row.contents
-        )
         with self._lock:
-            self._rows[row.id] = named
+            named = self._rows[row.id] = replace(self._rows.get(row.id, row), reference=reference)
         return named

@@ -17,12 +17,14 @@ class WaitingRead:
 @dataclass(frozen=True, slots=True)
 class VolumeReport:
     """`present`, `durable` and `verified` count bytes of `size`; `rate` is bytes a second over the last few seconds, and `eta`
-    seconds at that rate, negative where unknown. `consumers` name who keeps it from being removed."""
+    seconds at that rate, negative where unknown. `consumers` name who keeps it from being removed. `used`: seconds since somebody
+    had it, 0 while somebody has, negative where unknown. `poisoned` name the programs that have wrong bytes of it in their memory,
+    mapped, and must be restarted. *Streaming* is what does not fit: it is read through, and what was read goes."""
 
     id: str
     reference: str
     manifest: str
-    state: str  # lazy | fetching | complete | verified | quarantined | failing
+    state: str  # lazy | streaming | fetching | complete | verified | quarantined | failing
     backend: str
     path: str
     size: int
@@ -36,10 +38,19 @@ class VolumeReport:
     waiting: tuple[WaitingRead, ...]
     consumers: tuple[str, ...]
     last_error: str
+    pinned: bool = False
+    used: float = -1.0
+    poisoned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class NodeReport:
+    """`quota` and `reserve` in bytes of this disk, 0 for none; `room`: bytes that could still be written with nothing evicted for
+    them, negative where the bounds are passed already. `evicted` and `wrong_segments` count since the start. `not_durable` says why
+    what is recorded may not survive a power cut, and is empty where it does. `scrubbed`: seconds since all that is here was read
+    again, negative: it never was.
+    """
+
     version: str
     backend: str
     backend_reason: str
@@ -55,6 +66,13 @@ class NodeReport:
     events: int
     reads_denied: int
     last_error: str
+    quota: int = 0
+    reserve: int = 0
+    room: int = 0
+    evicted: int = 0
+    not_durable: str = ""
+    scrubbed: float = -1.0
+    wrong_segments: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,5 +90,31 @@ class Progress:
     present: int
     durable: int
     verified: int
+    rate: float
+    done: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """A model that was, or would be, forgotten because nobody uses and nobody pinned it, and the `bytes` that gives back."""
+
+    reference: str
+    manifest: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """One step of reading durable segments again, of the model `reference` or, where that is empty, of all: `read` of `size` bytes.
+
+    `wrong` counts segments whose bytes are not those recorded, which are out of service from then on; `repaired` those of them that
+    were fetched again and are right. `done` only when all was read, and fetched where it was to be.
+    """
+
+    reference: str
+    size: int
+    read: int
+    wrong: int
+    repaired: int
     rate: float
     done: bool

@@ -20,6 +20,8 @@ from modelvold.store.catalog import VolumeRow
 from modelvold.store.segment import Segment
 from modelvold.store.store import Store
 
+_NO_JOURNAL = "its file system has no journal"
+
 
 class Status:
     def __init__(
@@ -76,6 +78,9 @@ class Status:
             waiting=self._waiting(segments),
             consumers=tuple(self._lending.users(row.id)),
             last_error=errors[0] if errors else "",
+            pinned=row.is_pinned,
+            used=0.0 if self._lending.keeping.is_in_use(row) else max(0.0, time.time() - row.used),
+            poisoned=self._lending.wrong.names(row.id),
         )
 
     def _waiting(self, segments: Sequence[Segment]) -> tuple[WaitingRead, ...]:
@@ -88,10 +93,10 @@ class Status:
             return "quarantined"
         if self._store.failing:
             return "failing"
-        if all(content.is_verified for content in contents):
-            return "verified"
         if all(content.is_durable for content in contents):
-            return "complete"
+            return "verified" if all(content.is_verified for content in contents) else "complete"
+        if self._lending.keeping.is_streaming(row):
+            return "streaming"
         return "lazy" if self._table.is_lazy else "fetching"
 
     def _node(self) -> NodeReport:
@@ -112,7 +117,18 @@ class Status:
             events=self._gate.events if self._gate else 0,
             reads_denied=self._gate.denied if self._gate else 0,
             last_error=self._gate.last_error if self._gate else "",
+            quota=self._store.room.bounds.quota,
+            reserve=self._store.room.bounds.reserve,
+            room=self._store.room.free(),
+            evicted=self._store.room.evicted,
+            not_durable=_NO_JOURNAL if self._store.lacks_journal else "",
+            scrubbed=self._scrubbed(),
+            wrong_segments=self._store.wrong_segments,
         )
+
+    def _scrubbed(self) -> float:
+        oldest = min((content.scrubbed for content in self._store.contents() if content.is_durable), default=0)
+        return time.time() - oldest if oldest else -1.0
 
 
 def _command(pid: int) -> str:

@@ -15,7 +15,9 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 
+from modelvold import points
 from modelvold.errors import AlreadyExists, NotYet, Refused
+from modelvold.points import Point
 from modelvold.snapshot.metastore import Metastore
 from modelvold.snapshot.ports import Proofs, Volumes
 from modelvold.snapshot.proof import Claim, prove, read_claim
@@ -95,10 +97,12 @@ class Models:
         volume = self._volumes.open(claim.image.repository, claim.original, str(claim.image), LONGEST_WAIT)
         with self._lending:
             self._volumes.mounted(volume)
+            points.at(Point.SNAPSHOT_MOUNTED)
             try:
                 self._metastore.commit_volume(claim.target, labels, volume)
             except AlreadyExists:
                 return
+            points.at(Point.SNAPSHOT_COMMITTED)
         log.info("commit model image=%s volume=%s snapshot=%s", claim.image, volume, claim.target)
 
 

@@ -13,7 +13,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from modelvold import points
 from modelvold.errors import AlreadyExists, Refused
+from modelvold.points import Point
 from modelvold.snapshot import filters, mounts
 from modelvold.snapshot.folders import Folders
 from modelvold.snapshot.metastore import Metastore
@@ -88,6 +90,7 @@ class Snapshotter:
         """
         if not self._metastore.remove(key):
             log.info("miss snapshot key=%s verb=remove", key)
+        points.at(Point.SNAPSHOT_REMOVED)
 
     def stat(self, key: str) -> Info:
         """Raises NotFound."""
@@ -117,6 +120,10 @@ class Snapshotter:
         """The snapshots that keep a volume: those that stand for it and those above, the youngest first."""
         return self._metastore.users(volume)
 
+    def volumes(self) -> set[str]:
+        """The volumes that snapshots keep."""
+        return self._metastore.volumes()
+
     def _create(self, key: str, kind: Kind, parent: str, labels: Mapping[str, str]) -> Sequence[Mount]:
         if not parent and mounts.is_image_volume(key):
             raise Refused(
@@ -132,6 +139,7 @@ class Snapshotter:
         def make(record: Record) -> None:
             found.extend(mounts.mounts(record, self._layout, paths))
             self._folders.make(record)
+            points.at(Point.SNAPSHOT_FOLDER_MADE)
 
         self._metastore.create(key, kind, parent, labels, make)
         return found

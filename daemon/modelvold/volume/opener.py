@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -18,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from modelvold import points
 from modelvold.errors import Exhausted, Failure, Malformed, Mismatch, Unreachable
 from modelvold.layer import toc as toc_codec
 from modelvold.layer.cut import cut
@@ -32,6 +34,7 @@ from modelvold.oci.media_type import Compression, Reading
 from modelvold.oci.modelpack import ModelLayer
 from modelvold.oci.reference import Reference, Repository
 from modelvold.oci.synthetic import parse_pinned_tag
+from modelvold.points import Point
 from modelvold.store.catalog import VolumeRow
 from modelvold.store.content import Content
 from modelvold.store.store import Store
@@ -101,7 +104,7 @@ class Opener:
 
     def document(self, repository: Repository, original: Digest) -> Manifest:
         """The manifest of a digest: the one the façade kept, else the registry's."""
-        kept = self._store.catalog.document_of(repository, original)
+        kept = self._store.given.document_of(repository, original)
         reference = Reference(repository, digest=original)
         found = (
             document.parse(kept, str(reference))
@@ -149,6 +152,7 @@ class Opener:
         image = write_image(tree, extents, identity=str(repository).encode() + manifest.digest.hex.encode())
         undoing.callback(self.image_path(name).unlink, missing_ok=True)
         self._write(self.image_path(name), image.bytes)
+        points.at(Point.VOLUME_IMAGE_WRITTEN)
         row = VolumeRow(
             name,
             repository,
@@ -158,8 +162,10 @@ class Opener:
             image.uuid,
             sum(content.length for content in contents),
             tuple(content.id for content in contents),
+            used=int(time.time()),
         )
         self._store.catalog.add_volume(row)
+        points.at(Point.VOLUME_ADDED)
         log.info("open volume=%s reference=%s bytes=%d segments=%d", name, reference, row.size, image.devices)
         return row
 
