@@ -6,15 +6,16 @@ import socket
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import grpc
 import pytest
 from modelvold import errors
 from modelvold.errors import Exhausted, Failure, InUse, NotFound, Refused, Unreachable
-from modelvold.lending.report import NodeReport, Progress, Report, VolumeReport, WaitingRead
+from modelvold.lending.report import Checked, Collected, NodeReport, Progress, Report, VolumeReport, WaitingRead
 from modelvold.rpc import control
 from modelvold.rpc.control import ControlClient, control_door
 from modelvold.rpc.gen import control_pb2, control_pb2_grpc
@@ -37,6 +38,13 @@ NODE = NodeReport(
     9,
     2,
     "",
+    quota=1 << 41,
+    reserve=1 << 38,
+    room=-3,
+    evicted=1 << 39,
+    not_durable="ext4 without a journal",
+    scrubbed=12.5,
+    wrong_segments=4,
 )
 VOLUME = VolumeReport(
     id="v1",
@@ -56,12 +64,20 @@ VOLUME = VolumeReport(
     waiting=(WaitingRead(12, "python3", 0.25), WaitingRead(13, "cat", 1.0)),
     consumers=("pod a", "/mnt \u00fc"),
     last_error="none yet",
+    pinned=True,
+    used=3.5,
+    poisoned=("python3 (12)", "vllm \u00fc"),
 )
+UNUSED = replace(VOLUME, waiting=(), consumers=(), pinned=False, used=-1.0, poisoned=())
 STEP = Progress("host/m:v1", 10, 5, 4, 3, 2.5, done=False)
+CHECK = Checked("host/m:v1", 1 << 45, 1 << 44, 3, 2, 2.5, done=False)
+COLLECTED = [Collected("host/m:v1", "sha256:0", 1 << 44), Collected("host/m:v1", "sha256:1", 0)]
+
+_Step = TypeVar("_Step")
 
 
 class InMemory:
-    """An operator whose pull waits between two steps."""
+    """An operator whose pull and check wait between two steps."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[object, ...]] = []
@@ -76,7 +92,7 @@ class InMemory:
 
     def report(self, reference: str | None) -> Report:
         self._note("report", reference)
-        return Report(NODE, (VOLUME, replace(VOLUME, waiting=(), consumers=())))
+        return Report(NODE, (VOLUME, UNUSED))
 
     def mount(
         self, reference: str, directory: Path, cancelled: Callable[[], bool]
@@ -89,20 +105,37 @@ class InMemory:
         self._note("unmount", directory)
 
     def pull(self, reference: str, cancelled: Callable[[], bool]) -> Iterator[Progress]:
-        self.cancelled = cancelled
-        try:
-            self._note("pull", reference)
-            yield STEP
-            self.stepped.set()
-            while not self.go_on.wait(0.01) and not cancelled():
-                pass
-            yield replace(STEP, present=10, durable=10, verified=10, done=True)
-        finally:
-            self.ended.set()
+        self._note("pull", reference)
+        yield from self._in_two_steps(STEP, replace(STEP, present=10, durable=10, verified=10, done=True), cancelled)
 
     def remove(self, reference: str) -> int:
         self._note("remove", reference)
         return 1 << 50
+
+    def pin(self, reference: str) -> None:
+        self._note("pin", reference)
+
+    def unpin(self, reference: str) -> None:
+        self._note("unpin", reference)
+
+    def collect(self, dry_run: bool) -> Sequence[Collected]:
+        self._note("collect", dry_run)
+        return COLLECTED
+
+    def verify(self, reference: str | None, repair: bool, cancelled: Callable[[], bool]) -> Iterator[Checked]:
+        self._note("verify", reference, repair)
+        yield from self._in_two_steps(CHECK, replace(CHECK, read=CHECK.size, done=True), cancelled)
+
+    def _in_two_steps(self, first: _Step, last: _Step, cancelled: Callable[[], bool]) -> Iterator[_Step]:
+        self.cancelled = cancelled
+        try:
+            yield first
+            self.stepped.set()
+            while not self.go_on.wait(0.01) and not cancelled():
+                pass
+            yield last
+        finally:
+            self.ended.set()
 
 
 @pytest.fixture
@@ -119,17 +152,24 @@ def client(operator: InMemory, tmp_path: Path) -> Iterator[ControlClient]:
 
 def test_values_come_back_as_they_were_given(client: ControlClient, operator: InMemory) -> None:
     report = client.report()
-    assert report == Report(NODE, (VOLUME, replace(VOLUME, waiting=(), consumers=())))
+    assert report == Report(NODE, (VOLUME, UNUSED))
     assert list(client.mount("host/m:v1", Path("/mnt/a b"))) == [STEP, VOLUME]
     client.unmount(Path("/mnt/a b"))
     assert client.remove("host/m") == 1 << 50
     client.report("host/m")
+    client.pin("host/m")
+    client.unpin("host/m@sha256:0")
+    assert [*client.collect(dry_run=True), *client.collect(dry_run=False)] == 2 * COLLECTED
     assert operator.asked == [
         ("report", None),
         ("mount", "host/m:v1", Path("/mnt/a b")),
         ("unmount", Path("/mnt/a b")),
         ("remove", "host/m"),
         ("report", "host/m"),
+        ("pin", "host/m"),
+        ("unpin", "host/m@sha256:0"),
+        ("collect", True),
+        ("collect", False),
     ]
 
 
@@ -149,12 +189,33 @@ def test_a_pull_tells_every_step_as_it_comes(client: ControlClient, operator: In
     assert operator.ended.wait(10)
 
 
-def test_closing_a_pull_cancels_it(client: ControlClient, operator: InMemory) -> None:
-    steps = client.pull("host/m:v1")
+def test_a_check_tells_every_step_as_it_comes(client: ControlClient, operator: InMemory) -> None:
+    steps = client.verify(None, repair=True)
+    assert next(steps) == CHECK
+    operator.go_on.set()
+    assert list(steps) == [replace(CHECK, read=CHECK.size, done=True)]
+    assert operator.ended.wait(10)
+    assert [step.done for step in client.verify("host/m", repair=False)] == [False, True]
+    assert operator.asked == [("verify", None, True), ("verify", "host/m", False)]
+
+
+def test_what_was_collected_is_summed_for_other_clients(client: ControlClient, tmp_path: Path) -> None:
+    with grpc.insecure_channel(f"unix:{tmp_path}/run/m.sock") as channel:
+        stub = control_pb2_grpc.ControlStub(channel)  # type: ignore[no-untyped-call]
+        assert stub.Collect(control_pb2.CollectRequest()).freed == 1 << 44
+
+
+@pytest.mark.parametrize("ask", [lambda c: c.pull("host/m:v1"), lambda c: c.verify("host/m:v1", repair=True)])
+def test_closing_it_cancels_it(
+    client: ControlClient, operator: InMemory, ask: Callable[[ControlClient], Generator[object, None, None]]
+) -> None:
+    steps = ask(client)
     next(steps)
     assert operator.stepped.wait(10)
     assert not operator.cancelled()
+    assert "answers" in [thread.name for thread in threading.enumerate()]
     steps.close()
+    assert "answers" not in [thread.name for thread in threading.enumerate()]
     assert operator.ended.wait(10)
     assert operator.cancelled()
 
@@ -162,11 +223,17 @@ def test_closing_a_pull_cancels_it(client: ControlClient, operator: InMemory) ->
 def test_pulls_leave_threads_for_others(
     client: ControlClient, operator: InMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pulls = [client.pull(f"m{n}") for n in range(control._MOST_WAITING)]
+    checks = control._MOST_WAITING // 2
+    pulls = [
+        *(client.pull(f"m{n}") for n in range(control._MOST_WAITING - checks)),
+        *(client.verify(f"m{n}", repair=False) for n in range(checks)),
+    ]
     for pull in pulls:
         next(pull)
-    with pytest.raises(Exhausted, match="16 pulls and mounts wait already"):
+    with pytest.raises(Exhausted, match="16 pulls, mounts and checks wait already"):
         next(client.pull("one/more"))
+    with pytest.raises(Exhausted, match="verify all: 16 pulls"):
+        next(client.verify(None, repair=False))
     assert client.report().node == NODE
     operator.go_on.set()
     for pull in pulls:
@@ -183,7 +250,16 @@ def test_failures_come_back_with_class_cause_and_remedy(
     client: ControlClient, operator: InMemory, kind: type[Failure], remedy: str
 ) -> None:
     operator.failure = kind("host/m:v1: caf\u00e9; refused", remedy)
-    for ask in (client.report, lambda: client.remove("m"), lambda: list(client.pull("m"))):
+    asks: list[Callable[[], object]] = [
+        client.report,
+        lambda: client.remove("m"),
+        lambda: client.pin("m"),
+        lambda: client.unpin("m"),
+        lambda: client.collect(dry_run=True),
+        lambda: list(client.pull("m")),
+        lambda: list(client.verify("m", repair=False)),
+    ]
+    for ask in asks:
         with pytest.raises(Failure) as raised:
             ask()
         assert type(raised.value) is kind

@@ -14,11 +14,13 @@ import click
 
 import modelvold
 from modelvold.cli.doctor import doctor
+from modelvold.cli.keeping import gc, pin, rm, unpin
 from modelvold.cli.pack import pack
 from modelvold.cli.serve import serve
 from modelvold.cli.show import one_line
 from modelvold.cli.status import status
-from modelvold.cli.volumes import mount, pull, rm, umount
+from modelvold.cli.verify import verify
+from modelvold.cli.volumes import mount, pull, umount
 from modelvold.errors import Failure
 
 DONE, FAILED, USAGE = 0, 1, 2
@@ -30,7 +32,7 @@ def verbs() -> None:
     """Mounts AI models from OCI registries lazily, as containers and Kubernetes image volumes."""
 
 
-for verb in (serve, status, mount, umount, pull, rm, pack, doctor):
+for verb in (serve, status, mount, umount, pull, rm, pin, unpin, gc, verify, pack, doctor):
     verbs.add_command(verb)
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 from modelvold import config
-from modelvold.cli.show import one_line, size
+from modelvold.cli.show import one_line
+from modelvold.store.amount import size
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from modelvold.cli.asking import address_option, as_json, client
-from modelvold.cli.show import status as shown
+from modelvold.cli.overview import overview
 from modelvold.lending.report import Report
 
 #: Seconds between two looks: rates are taken over a few of them.
@@ -29,7 +29,7 @@ def status(ref: str | None, json_: bool, watch: bool, address: Path | None) -> N
     """Show the node and every volume, or the one of REF.
 
     Of each volume: state, size, how much is present and verified, rate, time left, reads that wait, who uses it,
-    last error.
+    last error. What a person has to do, and how, comes last, under ATTENTION.
     """
     with client(address) as daemon:
         if not watch:
@@ -50,12 +50,14 @@ def _watch(look: Callable[[], Report]) -> None:
 
     with Live(auto_refresh=False) as live:
         while True:
-            live.update(Text(_text(look(), json_=False)), refresh=True)
+            live.update(Text(_text(look(), json_=False, is_cut=True)), refresh=True)
             time.sleep(_LOOK)
 
 
-def _text(report: Report, json_: bool) -> str:
+def _text(report: Report, json_: bool, *, is_cut: bool = False) -> str:
+    """`is_cut`: the screen shows as much of its beginning as it has lines for."""
     if json_:
         return as_json(report)
     columns = shutil.get_terminal_size().columns
-    return shown(report, max(_NARROWEST, columns) if sys.stdout.isatty() else None)
+    width = max(_NARROWEST, columns) if sys.stdout.isatty() else None
+    return overview(report, width, urgent_first=is_cut)

@@ -1,8 +1,7 @@
-"""`mount`, `umount`, `pull`, `rm`: one model, without containerd."""
+"""`mount`, `umount`, `pull`: one model, without containerd."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import chain
@@ -11,9 +10,11 @@ from pathlib import Path
 import click
 
 from modelvold.cli import show
-from modelvold.cli.asking import address_option, as_json, client
+from modelvold.cli.asking import address_option, client
+from modelvold.cli.progress import told
 from modelvold.errors import Unreachable
 from modelvold.lending.report import Progress, VolumeReport
+from modelvold.store.amount import size
 
 _DIRECTORY = click.Path(path_type=Path)
 
@@ -32,9 +33,7 @@ def mount(ref: str, directory: Path, address: Path | None) -> None:
         volume = _volume(steps)
     if volume is None:
         raise Unreachable(f"{ref}: the daemon ended the mount before it was done", "see its log, and mount again")
-    click.echo(
-        f"{show.one_line(volume.reference)}: {show.size(volume.size)} at {directory} ({volume.backend})", err=True
-    )
+    click.echo(f"{show.one_line(volume.reference)}: {size(volume.size)} at {directory} ({volume.backend})", err=True)
 
 
 def _volume(steps: Iterator[Progress | VolumeReport]) -> VolumeReport | None:
@@ -50,7 +49,7 @@ def _volume(steps: Iterator[Progress | VolumeReport]) -> VolumeReport | None:
 
     rest = waiting()
     for first in rest:  # nothing is shown where nobody has to wait
-        _told(chain([first], rest), json_=False)
+        told(chain([first], rest))
     return volumes[0] if volumes else None
 
 
@@ -63,15 +62,6 @@ def umount(directory: Path, address: Path | None) -> None:
         daemon.unmount(directory.absolute())
 
 
-@click.command(epilog="Example: modelvold rm registry.example/models/llama:8b")
-@click.argument("ref")
-@address_option
-def rm(ref: str, address: Path | None) -> None:
-    """Forget the model REF and free what the store holds of it alone. Refused while somebody uses it."""
-    with client(address) as daemon:
-        click.echo(f"freed {show.size(daemon.remove(ref))}", err=True)
-
-
 @click.command(epilog="Example: modelvold pull registry.example/models/llama:8b")
 @click.argument("ref")
 @click.option("--json", "json_", is_flag=True, help="One JSON object on a line for every step, in bytes.")
@@ -82,38 +72,6 @@ def pull(ref: str, json_: bool, address: Path | None) -> None:
     Exit status 0 says that all of them are. Ctrl-C ends the wait; what has arrived stays.
     """
     with client(address) as daemon, closing(daemon.pull(ref)) as steps:
-        last = _told(steps, json_=json_)
+        last = told(steps, json_=json_)
     if last is None or not last.done:
         raise Unreachable(f"{ref}: the daemon ended the pull before it was done", "see its log, and pull again")
-
-
-def _told(steps: Iterator[Progress], *, json_: bool) -> Progress | None:
-    """Shows every step; the last one."""
-    return _bar(steps) if sys.stderr.isatty() and not json_ else _lines(steps, json_)
-
-
-def _lines(steps: Iterator[Progress], json_: bool) -> Progress | None:
-    last = None
-    for last in steps:
-        click.echo(as_json(last) if json_ else show.step(last), err=not json_)
-        sys.stdout.flush()
-    return last
-
-
-def _bar(steps: Iterator[Progress]) -> Progress | None:
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn
-    from rich.progress import Progress as Bar
-
-    last = None
-    columns = (BarColumn(), TextColumn("{task.description}", markup=False))
-    with Bar(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("asking the registry", total=None)
-        for last in steps:
-            parts = (
-                f"{show.share(last.present, last.size)} of {show.size(last.size)}",
-                f"{show.share(last.verified, last.size)} verified",
-                show.rate(last.rate),
-            )
-            bar.update(task, total=last.size, completed=last.present, description="  ".join(parts))
-    return last

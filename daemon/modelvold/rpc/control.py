@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import socket
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
 
 from modelvold import errors
 from modelvold.errors import Exhausted, Failure, NotYet, Refused, Unreachable
-from modelvold.lending.report import NodeReport, Progress, Report, VolumeReport, WaitingRead
+from modelvold.lending.report import Checked, Collected, NodeReport, Progress, Report, VolumeReport
 from modelvold.rpc.codes import answering
 from modelvold.rpc.gen import control_pb2, control_pb2_grpc
+from modelvold.rpc.operator import Operator
 from modelvold.rpc.server import Door
+from modelvold.rpc.values import plain, value, volume
 
-#: A pull or a mount holds one of the server's threads to its end; the rest are containerd's.
+#: A pull, a mount or a check holds one of the server's threads to its end; the rest are containerd's.
 _MOST_WAITING = 16
 #: Bytes; remedies are a sentence. Headers are bounded at 8 KiB, of which the text may take most.
 _LONGEST_REMEDY = 600
@@ -36,28 +38,6 @@ _LARGEST_MESSAGE = 16 << 20
 _SHORT, _LONG = 10.0, 120.0
 
 _T = TypeVar("_T")
-
-
-class Operator(Protocol):
-    """What the daemon does for an operator. Every method may raise any Failure, and is called from several threads."""
-
-    def report(self, reference: str | None) -> Report:
-        """The node and every volume, or the one of `reference`."""
-
-    def mount(
-        self, reference: str, directory: Path, cancelled: Callable[[], bool]
-    ) -> Iterator[Progress | VolumeReport]:
-        """Show the model in `directory`, which is absolute and exists; the last step is the volume. Ends early once
-        `cancelled()`."""
-
-    def unmount(self, directory: Path) -> None:
-        """Undo a `mount`."""
-
-    def pull(self, reference: str, cancelled: Callable[[], bool]) -> Iterator[Progress]:
-        """Make every byte present, durable and verified; the last Progress is `done`. Ends early once `cancelled()`."""
-
-    def remove(self, reference: str) -> int:
-        """Forget the model; the bytes that the store gave back."""
 
 
 def control_door(operator: Operator) -> Door:
@@ -78,8 +58,8 @@ class _Control(control_pb2_grpc.ControlServicer):
     def Status(self, request: control_pb2.StatusRequest, context: grpc.ServicerContext) -> control_pb2.StatusResponse:  # noqa: N802
         with _telling(context, "Status"):
             report = self._operator.report(request.reference or None)
-            volumes = [control_pb2.Volume(**_plain(volume)) for volume in report.volumes]
-            return control_pb2.StatusResponse(node=control_pb2.Node(**_plain(report.node)), volumes=volumes)
+            volumes = [control_pb2.Volume(**plain(one)) for one in report.volumes]
+            return control_pb2.StatusResponse(node=control_pb2.Node(**plain(report.node)), volumes=volumes)
 
     def Mount(  # noqa: N802
         self, request: control_pb2.MountRequest, context: grpc.ServicerContext
@@ -88,9 +68,9 @@ class _Control(control_pb2_grpc.ControlServicer):
         with _telling(context, "Mount"), self._place(f"mount {request.reference}"), _ending(asked) as steps:
             for step in steps:
                 if isinstance(step, Progress):
-                    yield control_pb2.MountStep(progress=control_pb2.Progress(**_plain(step)))
+                    yield control_pb2.MountStep(progress=control_pb2.Progress(**plain(step)))
                 else:
-                    yield control_pb2.MountStep(volume=control_pb2.Volume(**_plain(step)))
+                    yield control_pb2.MountStep(volume=control_pb2.Volume(**plain(step)))
 
     def Unmount(  # noqa: N802
         self, request: control_pb2.UnmountRequest, context: grpc.ServicerContext
@@ -103,20 +83,49 @@ class _Control(control_pb2_grpc.ControlServicer):
         asked = self._operator.pull(request.reference, lambda: not context.is_active())
         with _telling(context, "Pull"), self._place(f"pull {request.reference}"), _ending(asked) as steps:
             for step in steps:
-                yield control_pb2.Progress(**_plain(step))
-
-    @contextmanager
-    def _place(self, what: str) -> Iterator[None]:
-        if not self._waiting.acquire(blocking=False):
-            raise Exhausted(f"{what}: {_MOST_WAITING} pulls and mounts wait already", "wait for one to end")
-        try:
-            yield
-        finally:
-            self._waiting.release()
+                yield control_pb2.Progress(**plain(step))
 
     def Remove(self, request: control_pb2.RemoveRequest, context: grpc.ServicerContext) -> control_pb2.RemoveResponse:  # noqa: N802
         with _telling(context, "Remove"):
             return control_pb2.RemoveResponse(freed=self._operator.remove(request.reference))
+
+    def Pin(self, request: control_pb2.PinRequest, context: grpc.ServicerContext) -> control_pb2.PinResponse:  # noqa: N802
+        with _telling(context, "Pin"):
+            self._operator.pin(request.reference)
+            return control_pb2.PinResponse()
+
+    def Unpin(self, request: control_pb2.UnpinRequest, context: grpc.ServicerContext) -> control_pb2.UnpinResponse:  # noqa: N802
+        with _telling(context, "Unpin"):
+            self._operator.unpin(request.reference)
+            return control_pb2.UnpinResponse()
+
+    def Collect(  # noqa: N802
+        self, request: control_pb2.CollectRequest, context: grpc.ServicerContext
+    ) -> control_pb2.CollectResponse:
+        with _telling(context, "Collect"):
+            collected = self._operator.collect(request.dry_run)
+            return control_pb2.CollectResponse(
+                collected=[control_pb2.Collected(**plain(one)) for one in collected],
+                freed=sum(one.bytes for one in collected),
+            )
+
+    def Verify(  # noqa: N802
+        self, request: control_pb2.VerifyRequest, context: grpc.ServicerContext
+    ) -> Iterator[control_pb2.Checked]:
+        reference = request.reference or None
+        asked = self._operator.verify(reference, request.repair, lambda: not context.is_active())
+        with _telling(context, "Verify"), self._place(f"verify {reference or 'all'}"), _ending(asked) as steps:
+            for step in steps:
+                yield control_pb2.Checked(**plain(step))
+
+    @contextmanager
+    def _place(self, what: str) -> Iterator[None]:
+        if not self._waiting.acquire(blocking=False):
+            raise Exhausted(f"{what}: {_MOST_WAITING} pulls, mounts and checks wait already", "wait for one to end")
+        try:
+            yield
+        finally:
+            self._waiting.release()
 
 
 class ControlClient:
@@ -141,14 +150,14 @@ class ControlClient:
     def report(self, reference: str | None = None) -> Report:
         with self._raising(_SHORT):
             answer = self._stub.Status(control_pb2.StatusRequest(reference=reference or ""), timeout=_SHORT)
-        return Report(_value(NodeReport, answer.node), tuple(_volume(volume) for volume in answer.volumes))
+        return Report(value(NodeReport, answer.node), tuple(volume(one) for one in answer.volumes))
 
     def mount(self, reference: str, directory: Path) -> Generator[Progress | VolumeReport, None, None]:
         """Every step as it comes, the volume last. Closing the generator cancels the mount, not the work begun for it."""
         request = control_pb2.MountRequest(reference=reference, directory=str(directory))
         with self._raising(0), closing(_Call(self._stub.Mount(request))) as call:
             for step in call:
-                yield _volume(step.volume) if step.HasField("volume") else _value(Progress, step.progress)
+                yield volume(step.volume) if step.HasField("volume") else value(Progress, step.progress)
 
     def unmount(self, directory: Path) -> None:
         with self._raising(_LONG):
@@ -158,11 +167,31 @@ class ControlClient:
         """Every step as it comes. Closing the generator cancels the pull."""
         with self._raising(0), closing(_Call(self._stub.Pull(control_pb2.PullRequest(reference=reference)))) as call:
             for step in call:
-                yield _value(Progress, step)
+                yield value(Progress, step)
 
     def remove(self, reference: str) -> int:
         with self._raising(_LONG):
             return int(self._stub.Remove(control_pb2.RemoveRequest(reference=reference), timeout=_LONG).freed)
+
+    def pin(self, reference: str) -> None:
+        with self._raising(_LONG):
+            self._stub.Pin(control_pb2.PinRequest(reference=reference), timeout=_LONG)
+
+    def unpin(self, reference: str) -> None:
+        with self._raising(_LONG):
+            self._stub.Unpin(control_pb2.UnpinRequest(reference=reference), timeout=_LONG)
+
+    def collect(self, *, dry_run: bool) -> Sequence[Collected]:
+        with self._raising(_LONG):
+            answer = self._stub.Collect(control_pb2.CollectRequest(dry_run=dry_run), timeout=_LONG)
+        return [value(Collected, one) for one in answer.collected]
+
+    def verify(self, reference: str | None, *, repair: bool) -> Generator[Checked, None, None]:
+        """Every step as it comes. Closing the generator ends the check."""
+        request = control_pb2.VerifyRequest(reference=reference or "", repair=repair)
+        with self._raising(0), closing(_Call(self._stub.Verify(request))) as call:
+            for step in call:
+                yield value(Checked, step)
 
     @contextmanager
     def _raising(self, seconds: float) -> Iterator[None]:
@@ -196,16 +225,35 @@ def _ending(steps: Iterator[_T]) -> Iterator[Iterator[_T]]:
 
 
 class _Call:
-    """A stream of answers that `close` cancels."""
+    """A stream of answers, which `close` cancels.
+
+    A thread of its own reads it: Ctrl-C raises KeyboardInterrupt wherever the main thread is, and within gRPC's locks that leaves
+    them in pieces.
+    """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, name="answers")
+        self._reader.start()
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._stream)
+        while (answer := self._answers.get()) is not None:
+            if isinstance(answer, grpc.RpcError):
+                raise answer
+            yield answer
 
     def close(self) -> None:
         self._stream.cancel()
+        self._reader.join()
+
+    def _read(self) -> None:
+        try:
+            for answer in self._stream:
+                self._answers.put(answer)
+            self._answers.put(None)
+        except grpc.RpcError as error:
+            self._answers.put(error)
 
 
 @contextmanager
@@ -243,31 +291,3 @@ def _nobody(address: Path, text: str) -> Failure:
 def _class(name: str | bytes) -> type[Failure]:
     found = getattr(errors, str(name), Failure)
     return found if isinstance(found, type) and issubclass(found, Failure) else Failure
-
-
-def _plain(value: Any) -> dict[str, Any]:
-    """A report's fields as protobuf takes them; a name that is not Unicode (of a thread, a folder) loses what is
-    not.
-    """
-    plain: dict[str, Any] = _unicode(asdict(value))
-    return plain
-
-
-def _unicode(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.encode(errors="replace").decode()
-    if isinstance(value, dict):
-        return {key: _unicode(part) for key, part in value.items()}
-    if isinstance(value, tuple | list):
-        return [_unicode(part) for part in value]
-    return value
-
-
-def _value(kind: type[_T], message: Any, **others: Any) -> _T:
-    names = [field.name for field in fields(kind) if field.name not in others]  # type: ignore[arg-type]
-    return kind(**{name: getattr(message, name) for name in names}, **others)
-
-
-def _volume(message: control_pb2.Volume) -> VolumeReport:
-    waiting = tuple(_value(WaitingRead, read) for read in message.waiting)
-    return _value(VolumeReport, message, waiting=waiting, consumers=tuple(message.consumers))

@@ -21,7 +21,7 @@ class StatusResponse(_message.Message):
     def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., volumes: _Optional[_Iterable[_Union[Volume, _Mapping]]] = ...) -> None: ...
 
 class Node(_message.Message):
-    __slots__ = ("version", "backend", "backend_reason", "store", "store_state", "store_used", "disk_total", "disk_free", "memory", "uptime", "facade", "prefetch", "events", "reads_denied", "last_error")
+    __slots__ = ("version", "backend", "backend_reason", "store", "store_state", "store_used", "disk_total", "disk_free", "memory", "uptime", "facade", "prefetch", "events", "reads_denied", "last_error", "quota", "reserve", "room", "evicted", "not_durable", "scrubbed", "wrong_segments")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     BACKEND_REASON_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,13 @@ class Node(_message.Message):
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     READS_DENIED_FIELD_NUMBER: _ClassVar[int]
     LAST_ERROR_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_FIELD_NUMBER: _ClassVar[int]
+    RESERVE_FIELD_NUMBER: _ClassVar[int]
+    ROOM_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_FIELD_NUMBER: _ClassVar[int]
+    NOT_DURABLE_FIELD_NUMBER: _ClassVar[int]
+    SCRUBBED_FIELD_NUMBER: _ClassVar[int]
+    WRONG_SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     version: str
     backend: str
     backend_reason: str
@@ -52,7 +59,14 @@ class Node(_message.Message):
     events: int
     reads_denied: int
     last_error: str
-    def __init__(self, version: _Optional[str] = ..., backend: _Optional[str] = ..., backend_reason: _Optional[str] = ..., store: _Optional[str] = ..., store_state: _Optional[str] = ..., store_used: _Optional[int] = ..., disk_total: _Optional[int] = ..., disk_free: _Optional[int] = ..., memory: _Optional[int] = ..., uptime: _Optional[float] = ..., facade: _Optional[str] = ..., prefetch: _Optional[bool] = ..., events: _Optional[int] = ..., reads_denied: _Optional[int] = ..., last_error: _Optional[str] = ...) -> None: ...
+    quota: int
+    reserve: int
+    room: int
+    evicted: int
+    not_durable: str
+    scrubbed: float
+    wrong_segments: int
+    def __init__(self, version: _Optional[str] = ..., backend: _Optional[str] = ..., backend_reason: _Optional[str] = ..., store: _Optional[str] = ..., store_state: _Optional[str] = ..., store_used: _Optional[int] = ..., disk_total: _Optional[int] = ..., disk_free: _Optional[int] = ..., memory: _Optional[int] = ..., uptime: _Optional[float] = ..., facade: _Optional[str] = ..., prefetch: _Optional[bool] = ..., events: _Optional[int] = ..., reads_denied: _Optional[int] = ..., last_error: _Optional[str] = ..., quota: _Optional[int] = ..., reserve: _Optional[int] = ..., room: _Optional[int] = ..., evicted: _Optional[int] = ..., not_durable: _Optional[str] = ..., scrubbed: _Optional[float] = ..., wrong_segments: _Optional[int] = ...) -> None: ...
 
 class WaitingRead(_message.Message):
     __slots__ = ("pid", "command", "seconds")
@@ -65,7 +79,7 @@ class WaitingRead(_message.Message):
     def __init__(self, pid: _Optional[int] = ..., command: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class Volume(_message.Message):
-    __slots__ = ("id", "reference", "manifest", "state", "backend", "path", "size", "present", "durable", "verified", "segments", "segments_complete", "rate", "eta", "waiting", "consumers", "last_error")
+    __slots__ = ("id", "reference", "manifest", "state", "backend", "path", "size", "present", "durable", "verified", "segments", "segments_complete", "rate", "eta", "waiting", "consumers", "last_error", "pinned", "used", "poisoned")
     ID_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
@@ -83,6 +97,9 @@ class Volume(_message.Message):
     WAITING_FIELD_NUMBER: _ClassVar[int]
     CONSUMERS_FIELD_NUMBER: _ClassVar[int]
     LAST_ERROR_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
+    POISONED_FIELD_NUMBER: _ClassVar[int]
     id: str
     reference: str
     manifest: str
@@ -100,7 +117,10 @@ class Volume(_message.Message):
     waiting: _containers.RepeatedCompositeFieldContainer[WaitingRead]
     consumers: _containers.RepeatedScalarFieldContainer[str]
     last_error: str
-    def __init__(self, id: _Optional[str] = ..., reference: _Optional[str] = ..., manifest: _Optional[str] = ..., state: _Optional[str] = ..., backend: _Optional[str] = ..., path: _Optional[str] = ..., size: _Optional[int] = ..., present: _Optional[int] = ..., durable: _Optional[int] = ..., verified: _Optional[int] = ..., segments: _Optional[int] = ..., segments_complete: _Optional[int] = ..., rate: _Optional[float] = ..., eta: _Optional[float] = ..., waiting: _Optional[_Iterable[_Union[WaitingRead, _Mapping]]] = ..., consumers: _Optional[_Iterable[str]] = ..., last_error: _Optional[str] = ...) -> None: ...
+    pinned: bool
+    used: float
+    poisoned: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[str] = ..., reference: _Optional[str] = ..., manifest: _Optional[str] = ..., state: _Optional[str] = ..., backend: _Optional[str] = ..., path: _Optional[str] = ..., size: _Optional[int] = ..., present: _Optional[int] = ..., durable: _Optional[int] = ..., verified: _Optional[int] = ..., segments: _Optional[int] = ..., segments_complete: _Optional[int] = ..., rate: _Optional[float] = ..., eta: _Optional[float] = ..., waiting: _Optional[_Iterable[_Union[WaitingRead, _Mapping]]] = ..., consumers: _Optional[_Iterable[str]] = ..., last_error: _Optional[str] = ..., pinned: _Optional[bool] = ..., used: _Optional[float] = ..., poisoned: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class MountRequest(_message.Message):
     __slots__ = ("reference", "directory")
@@ -163,3 +183,73 @@ class RemoveResponse(_message.Message):
     FREED_FIELD_NUMBER: _ClassVar[int]
     freed: int
     def __init__(self, freed: _Optional[int] = ...) -> None: ...
+
+class PinRequest(_message.Message):
+    __slots__ = ("reference",)
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    def __init__(self, reference: _Optional[str] = ...) -> None: ...
+
+class PinResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class UnpinRequest(_message.Message):
+    __slots__ = ("reference",)
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    def __init__(self, reference: _Optional[str] = ...) -> None: ...
+
+class UnpinResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CollectRequest(_message.Message):
+    __slots__ = ("dry_run",)
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    dry_run: bool
+    def __init__(self, dry_run: _Optional[bool] = ...) -> None: ...
+
+class Collected(_message.Message):
+    __slots__ = ("reference", "manifest", "bytes")
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    manifest: str
+    bytes: int
+    def __init__(self, reference: _Optional[str] = ..., manifest: _Optional[str] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class CollectResponse(_message.Message):
+    __slots__ = ("collected", "freed")
+    COLLECTED_FIELD_NUMBER: _ClassVar[int]
+    FREED_FIELD_NUMBER: _ClassVar[int]
+    collected: _containers.RepeatedCompositeFieldContainer[Collected]
+    freed: int
+    def __init__(self, collected: _Optional[_Iterable[_Union[Collected, _Mapping]]] = ..., freed: _Optional[int] = ...) -> None: ...
+
+class VerifyRequest(_message.Message):
+    __slots__ = ("reference", "repair")
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    REPAIR_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    repair: bool
+    def __init__(self, reference: _Optional[str] = ..., repair: _Optional[bool] = ...) -> None: ...
+
+class Checked(_message.Message):
+    __slots__ = ("reference", "size", "read", "wrong", "repaired", "rate", "done")
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    READ_FIELD_NUMBER: _ClassVar[int]
+    WRONG_FIELD_NUMBER: _ClassVar[int]
+    REPAIRED_FIELD_NUMBER: _ClassVar[int]
+    RATE_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    size: int
+    read: int
+    wrong: int
+    repaired: int
+    rate: float
+    done: bool
+    def __init__(self, reference: _Optional[str] = ..., size: _Optional[int] = ..., read: _Optional[int] = ..., wrong: _Optional[int] = ..., repaired: _Optional[int] = ..., rate: _Optional[float] = ..., done: _Optional[bool] = ...) -> None: ...

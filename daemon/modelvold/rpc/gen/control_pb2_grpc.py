@@ -59,6 +59,26 @@ class ControlStub:
                 request_serializer=modelvold_dot_rpc_dot_gen_dot_control__pb2.RemoveRequest.SerializeToString,
                 response_deserializer=modelvold_dot_rpc_dot_gen_dot_control__pb2.RemoveResponse.FromString,
                 _registered_method=True)
+        self.Pin = channel.unary_unary(
+                '/modelvold.control.v1.Control/Pin',
+                request_serializer=modelvold_dot_rpc_dot_gen_dot_control__pb2.PinRequest.SerializeToString,
+                response_deserializer=modelvold_dot_rpc_dot_gen_dot_control__pb2.PinResponse.FromString,
+                _registered_method=True)
+        self.Unpin = channel.unary_unary(
+                '/modelvold.control.v1.Control/Unpin',
+                request_serializer=modelvold_dot_rpc_dot_gen_dot_control__pb2.UnpinRequest.SerializeToString,
+                response_deserializer=modelvold_dot_rpc_dot_gen_dot_control__pb2.UnpinResponse.FromString,
+                _registered_method=True)
+        self.Collect = channel.unary_unary(
+                '/modelvold.control.v1.Control/Collect',
+                request_serializer=modelvold_dot_rpc_dot_gen_dot_control__pb2.CollectRequest.SerializeToString,
+                response_deserializer=modelvold_dot_rpc_dot_gen_dot_control__pb2.CollectResponse.FromString,
+                _registered_method=True)
+        self.Verify = channel.unary_stream(
+                '/modelvold.control.v1.Control/Verify',
+                request_serializer=modelvold_dot_rpc_dot_gen_dot_control__pb2.VerifyRequest.SerializeToString,
+                response_deserializer=modelvold_dot_rpc_dot_gen_dot_control__pb2.Checked.FromString,
+                _registered_method=True)
 
 
 class ControlServicer:
@@ -91,7 +111,36 @@ class ControlServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Remove(self, request, context):
+        """Refused for what is in use or pinned.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Pin(self, request, context):
+        """A pinned model is neither evicted nor forgotten. Both are done when they are so already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unpin(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Collect(self, request, context):
+        """Forgets every model that nobody uses and nobody pinned.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Verify(self, request, context):
+        """Reads durable segments again. Those whose bytes are not those recorded are taken out of service, so that they are fetched again
+        when read. Ends with a Checked whose `done` is true, whatever was found, or with an error.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -123,6 +172,26 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Remove,
                     request_deserializer=modelvold_dot_rpc_dot_gen_dot_control__pb2.RemoveRequest.FromString,
                     response_serializer=modelvold_dot_rpc_dot_gen_dot_control__pb2.RemoveResponse.SerializeToString,
+            ),
+            'Pin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pin,
+                    request_deserializer=modelvold_dot_rpc_dot_gen_dot_control__pb2.PinRequest.FromString,
+                    response_serializer=modelvold_dot_rpc_dot_gen_dot_control__pb2.PinResponse.SerializeToString,
+            ),
+            'Unpin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unpin,
+                    request_deserializer=modelvold_dot_rpc_dot_gen_dot_control__pb2.UnpinRequest.FromString,
+                    response_serializer=modelvold_dot_rpc_dot_gen_dot_control__pb2.UnpinResponse.SerializeToString,
+            ),
+            'Collect': grpc.unary_unary_rpc_method_handler(
+                    servicer.Collect,
+                    request_deserializer=modelvold_dot_rpc_dot_gen_dot_control__pb2.CollectRequest.FromString,
+                    response_serializer=modelvold_dot_rpc_dot_gen_dot_control__pb2.CollectResponse.SerializeToString,
+            ),
+            'Verify': grpc.unary_stream_rpc_method_handler(
+                    servicer.Verify,
+                    request_deserializer=modelvold_dot_rpc_dot_gen_dot_control__pb2.VerifyRequest.FromString,
+                    response_serializer=modelvold_dot_rpc_dot_gen_dot_control__pb2.Checked.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -260,6 +329,114 @@ class Control:
             '/modelvold.control.v1.Control/Remove',
             modelvold_dot_rpc_dot_gen_dot_control__pb2.RemoveRequest.SerializeToString,
             modelvold_dot_rpc_dot_gen_dot_control__pb2.RemoveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelvold.control.v1.Control/Pin',
+            modelvold_dot_rpc_dot_gen_dot_control__pb2.PinRequest.SerializeToString,
+            modelvold_dot_rpc_dot_gen_dot_control__pb2.PinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unpin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelvold.control.v1.Control/Unpin',
+            modelvold_dot_rpc_dot_gen_dot_control__pb2.UnpinRequest.SerializeToString,
+            modelvold_dot_rpc_dot_gen_dot_control__pb2.UnpinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Collect(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelvold.control.v1.Control/Collect',
+            modelvold_dot_rpc_dot_gen_dot_control__pb2.CollectRequest.SerializeToString,
+            modelvold_dot_rpc_dot_gen_dot_control__pb2.CollectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Verify(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/modelvold.control.v1.Control/Verify',
+            modelvold_dot_rpc_dot_gen_dot_control__pb2.VerifyRequest.SerializeToString,
+            modelvold_dot_rpc_dot_gen_dot_control__pb2.Checked.FromString,
             options,
             channel_credentials,
             insecure,
