@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: test check demo bench format lint types imports unit system fuzz proto clean
+.PHONY: test check demo bench format lint types imports unit system fault fuzz proto clean
 
 test: check
 
@@ -39,12 +39,17 @@ unit: $(VENV)/ready
 system: $(VENV)/ready
 	$(BIN)/python -m pytest -m system
 
+# Kills, power cuts, full disks, registries that fail: everything three times. `make check` has it once.
+fault: $(VENV)/ready
+	FAULT_ROUNDS=3 $(BIN)/python -m pytest tests/fault
+
 demo: $(VENV)/ready
 	@$(BIN)/python -m tests.demo
 
 bench: $(VENV)/ready
 	$(BIN)/python -m bench.first_byte
 	$(BIN)/python -m bench.tar_mount
+	$(BIN)/python -m bench.durability
 
 # Coverage-guided. New inputs and findings go into .fuzz/; what is worth keeping is moved into the corpus by hand.
 FUZZ_SECONDS ?= 600

@@ -86,6 +86,11 @@ def nginx() -> list[str]:
     return [str(found)] if found else _with_own_loader(OLDEST, "nginx-light", "nginx")
 
 
+def mkfs_xfs() -> list[str]:
+    found = _on_path("mkfs.xfs")
+    return [str(found)] if found else _with_own_loader(OLDEST, "xfsprogs", "mkfs.xfs")
+
+
 def real_model() -> Path:
     """A folder with a real sentence-transformer (model.safetensors of 90,868,376 bytes, tokenizer, configurations)."""
     return _made(folder() / "model", _fetch_model)

@@ -59,6 +59,12 @@ class Relay:
         """Open now, or not yet known to be at their end on both sides."""
         return len(self._connections)
 
+    def hurry(self, rate: float | None) -> None:
+        """From now on the line has this rate."""
+        self.rate = rate
+        for link in self._links:
+            link.rate = rate
+
     def __enter__(self) -> Self:
         listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         listener.setblocking(False)
