@@ -39,7 +39,7 @@ def test_a_verified_content_stays_so_and_takes_only_its_own_bytes(tmp_path: Path
             0,
             sha256(DATA[2 * SIZE : 3 * SIZE]).digest(),
         )
-        content.served_by = {"bad.example"}
+        segment.hosts = ("bad.example",)
         wrong = DATA[: 2 * SIZE] + bytes(SIZE) + DATA[3 * SIZE :]
         with segment.writer() as writer:
             writer.append(memoryview(wrong[2 * SIZE : 3 * SIZE - 1]))

@@ -22,7 +22,7 @@ from modelvold.oci.reference import Repository
 from modelvold.points import Point
 from modelvold.store.content import Content, content_of
 from modelvold.store.segment import Segment
-from modelvold.store.showing import Verify
+from modelvold.store.showing import waits_for_layer
 from modelvold.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Fetcher:
     def demand(self, segment: Segment) -> None:
         """Somebody waits for this segment. Returns at once; what becomes of it the store's watchers are told."""
         content = content_of(segment)
-        is_shown_as_a_whole = self._store.verify is Verify.LAYER and not content.is_verified
+        is_shown_as_a_whole = waits_for_layer(self._store.verify, content)
         with self._changed:
             self._plan.demand(_key(segment))
             if is_shown_as_a_whole:

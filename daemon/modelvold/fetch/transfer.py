@@ -89,12 +89,16 @@ class Transfers:
         if content.state == "quarantined":
             raise Mismatch(f"layer {content.digest}: {content.reason}", "remove the model with `modelvold rm`")
         self._store.check()
-        self._store.room.take(segments, is_demand=is_demand)
+        with self._store.room.taken(segments, is_demand=is_demand):
+            return self._run(content, segments, begin, buffer)
+
+    def _run(
+        self, content: Content, segments: Sequence[Segment], begin: Callable[[Segment], bool], buffer: memoryview
+    ) -> bool:
         start = BlobOffset(segments[0].extent.start + segments[0].filled)
         with self._open(content, start, BlobOffset(segments[-1].extent.end)) as body:
             points.at(Point.FETCH_OPENED)
             self._hold(body)
-            content.served_by.add(body.host)
             try:
                 self._fill_all(segments, start, body, begin, buffer)
             except Mismatch:
@@ -155,6 +159,7 @@ class Transfers:
         with self._store.writing(segment) as writer:
             if segment.extent.start + segment.filled != at:
                 return False
+            segment.hosts = tuple({*segment.hosts, body.host})
             while writer.remaining:
                 got = body.readinto(buffer[: min(writer.remaining, len(buffer))])
                 if not got:

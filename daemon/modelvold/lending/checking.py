@@ -38,17 +38,14 @@ class Checking:
 
         pace = Pace(RATE, threading.Event().wait)
         for content in contents:
-            try:
-                for looked in self._store.scrub(content, pace):
-                    read += looked.segment.length
-                    wrong += [looked.segment] if looked.is_right is False else []
-                    if cancelled():
-                        return
-                    if time.monotonic() - told > LOOK:
-                        told = time.monotonic()
-                        yield step()
-            except OSError as error:
-                raise Failing(f"layer {content.digest}: {error.strerror} while it was read", "see the disk") from error
+            for looked in self._store.scrub(content, pace):
+                read += looked.segment.length
+                wrong += [looked.segment] if looked.is_right is False else []
+                if cancelled():
+                    return
+                if time.monotonic() - told > LOOK:
+                    told = time.monotonic()
+                    yield step()
         if repair:
             for repaired in self._repair(wrong, cancelled):
                 yield step(repaired=repaired)

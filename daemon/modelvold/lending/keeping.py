@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Protocol, Self
 
-from modelvold.errors import Exhausted, Failure, InUse
+from modelvold.errors import Exhausted, InUse
 from modelvold.fetch.fetcher import Fetcher
 from modelvold.lending.report import Collected
 from modelvold.lending.wrong import Wrong
@@ -66,6 +66,9 @@ class Keeping:
         self._lent = lent
         self._keep = keep
         self._is_prefetching = is_prefetching
+        self._reach = (
+            store.room.within_reach()
+        )  # as the last look found it: it takes a while where there are many segments
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="keeping")
         self._wrong = wrong
@@ -108,28 +111,28 @@ class Keeping:
     def is_streaming(self, row: VolumeRow) -> bool:
         """Whether it is read through, since not all of it has room."""
         missing = self._missing(row)
-        return missing > 0 and self._table.is_lazy and self._table.is_mounted(row.id) and not self._has_room(missing)
+        return missing > self._reach and self._table.is_lazy and self._table.is_mounted(row.id)
 
     def _run(self) -> None:
         looked = 0.0
         while not self._ending.wait(_LOOK):
             try:
                 self._store.database.refill()
-                if self._is_prefetching:
-                    self._resume()
+                self._resume()
                 self._wrong.recheck()
                 if time.monotonic() - looked > _LOOK_AT_USE:
                     looked = time.monotonic()
                     self._look_at_use()
-            except Failure as failure:
-                log.warning("keep failed reason=%r", str(failure))
+            except Exception:  # whatever one look met, the next ones are needed
+                log.exception("keep failed")
 
     def _resume(self) -> None:
         """What is mounted becomes complete when there is room for all of it: prefetch had ended for want of that, or what it brought
         was evicted. What failed for another cause is left to who reads it."""
+        reach = self._reach = self._store.room.within_reach()
         for row in self._lent.rows():
             missing = self._missing(row)
-            if missing and self._table.is_mounted(row.id) and self._has_room(missing):
+            if self._is_prefetching and 0 < missing <= reach and self._table.is_mounted(row.id):
                 self._fetcher.prefetch([content for content in self._contents(row) if self._is_left(content)])
 
     def _is_left(self, content: Content) -> bool:
@@ -140,9 +143,6 @@ class Keeping:
     def _missing(self, row: VolumeRow) -> int:
         """Bytes of the disk that all of it would take besides."""
         return sum(s.padded - s.taken for content in self._contents(row) for s in content.segments)
-
-    def _has_room(self, missing: int) -> bool:
-        return missing <= self._store.room.within_reach()
 
     def _look_at_use(self) -> None:
         in_use = [row.id for row in self._lent.rows() if self.is_in_use(row)]

@@ -263,7 +263,10 @@ class Lending:
             with self.lending:
                 for row in rows:
                     self._check_unused(row)
-                return sum(self._remove(row) for row in rows)
+                freed = sum(self._remove(row) for row in rows)
+        for row in rows:
+            self.wrong.forget(row.id)
+        return freed
 
     def _resolve_and_open(self, asked: Reference, cancelled: Callable[[], bool]) -> VolumeRow:
         """Raises NotYet once `cancelled()`; the work goes on."""
@@ -313,7 +316,6 @@ class Lending:
         with self._opener.settling:
             self._openings.forget(row)
             self._table.forget(volume)
-            self.wrong.forget(row.id)
             gone = set(self._store.catalog.remove_volume(row.id))
             self._opener.image_path(row.id).unlink(missing_ok=True)
             orphans = {content.id: content for content in volume.contents if content.id in gone}

@@ -62,8 +62,8 @@ class Pulls:
             if step.done:
                 return
             self._store.check()
-            if step.present + step.verified > best:
-                best, since = step.present + step.verified, time.monotonic()
+            if step.present + step.verified > best or any(self._store.is_verifying(content) for content in contents):
+                best, since = max(best, step.present + step.verified), time.monotonic()
             self._check(row, contents, time.monotonic() - since)
             time.sleep(LOOK)
 

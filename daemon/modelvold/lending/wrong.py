@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -16,6 +17,8 @@ from modelvold.volume.tree import Tree
 
 log = logging.getLogger(__name__)
 
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
+
 
 class Wrong:
     """`on_renewed` is told of volumes that were mounted anew for it."""
@@ -23,6 +26,7 @@ class Wrong:
     def __init__(self, table: MountTable, tree_of: Callable[[Volume], Tree], on_renewed: Callable[[str], None]) -> None:
         self._table = table
         self._stale = Stale(table, tree_of, on_renewed)
+        self._pause = self._next = 0.0
         self.names = self._stale.names
         self.forget = self._stale.forget
 
@@ -36,14 +40,19 @@ class Wrong:
 
     def drop(self, segments: Sequence[Segment]) -> None:
         """These were wrong, and are truncated; nothing has come in their place yet. Takes seconds where they are mapped."""
+        self._pause = self._next = _SHORTEST_PAUSE
         for volume in self._table.mounted():
             its = [segment for segment in segments if content_of(segment) in volume.contents]
             if its:
                 self._try(volume, partial(self._stale.drop, volume, its))
 
     def recheck(self) -> None:
-        if self._stale.is_to_recheck:
+        """Looks again where something is left, soon at first and then once a minute: it looks at every process there is."""
+        now = time.monotonic()
+        if self._stale.is_to_recheck and now >= self._next:
             self._stale.recheck()
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+            self._next = time.monotonic() + self._pause
 
     def _try(self, volume: Volume, look: Callable[[], object]) -> None:
         """Whoever found the bytes wrong has more to do."""

@@ -100,7 +100,8 @@ class MountTable:
             except OSError as error:
                 if error.errno == errno.EBUSY:
                     raise InUse(f"volume {volume}: files of it are open") from error
-                raise
+                if error.errno != errno.EINVAL:  # somebody has unmounted it already
+                    raise
             points.at(Point.MOUNT_UNMOUNTED)
             del self._mounted[volume]
             self._remember(volume, "")

@@ -37,7 +37,8 @@ CREATE TABLE content (
 -- How a content is cut, decided once. `fingerprint` is set after the segment's bytes were synced, and unset, synced, before they go.
 -- `moved`: they lie in the content's whole files, and the segment's own file is empty; set after those were synced. `digest` is the
 -- sha256 of the bytes that belong here, known for those that were evicted after their content was verified: what is fetched again
--- must have it. It is never unset, for a blob's digest says for all time what its bytes are.
+-- must have it. It is never unset, for a blob's digest says for all time what its bytes are. `wrong`: its bytes were found wrong, and are
+-- not truncated yet.
 CREATE TABLE segment (
   content INTEGER NOT NULL REFERENCES content ON DELETE CASCADE,
   number INTEGER NOT NULL,
@@ -45,6 +46,7 @@ CREATE TABLE segment (
   length INTEGER NOT NULL,
   fingerprint BLOB,
   digest BLOB,
+  wrong INTEGER NOT NULL DEFAULT 0,
   moved INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY (content, number)
 ) WITHOUT ROWID;
@@ -113,6 +115,7 @@ class SegmentRow:
     fingerprint: bytes | None
     is_moved: bool = False
     digest: bytes | None = None
+    is_wrong: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,14 +149,19 @@ class Catalog:
     def segments(self, content: int) -> list[SegmentRow]:
         with self._db.read() as cursor:
             rows = cursor.execute(
-                "SELECT number, start, length, fingerprint, moved, digest FROM segment WHERE content = ? ORDER BY number",
+                "SELECT number, start, length, fingerprint, moved, digest, wrong FROM segment WHERE content = ? ORDER BY number",
                 (content,),
             ).fetchall()
         return [
             SegmentRow(
-                number, Extent(ContentOffset(start), ContentOffset(start + length)), fingerprint, bool(moved), sha256
+                number,
+                Extent(ContentOffset(start), ContentOffset(start + length)),
+                fingerprint,
+                is_moved=bool(moved),
+                digest=sha256,
+                is_wrong=bool(wrong),
             )
-            for number, start, length, fingerprint, moved, sha256 in rows
+            for number, start, length, fingerprint, moved, sha256, wrong in rows
         ]
 
     def toc(self, content: int) -> bytes | None:
@@ -181,17 +189,18 @@ class Catalog:
         """(content, segment number, fingerprint) of segments whose bytes are on disk."""
         with self._db.write() as cursor:
             cursor.executemany(
-                "UPDATE segment SET fingerprint = ? WHERE content = ? AND number = ?",
+                "UPDATE segment SET fingerprint = ?, wrong = 0 WHERE content = ? AND number = ?",
                 ((f, c, n) for c, n, f in fingerprints),
             )
 
-    def unrecord(self, segments: Iterable[tuple[int, int]]) -> None:
+    def unrecord(self, segments: Iterable[tuple[int, int]], *, are_wrong: bool = False) -> None:
         """Synced when this returns: only then may the bytes go. A verified content is so no longer, where what comes instead has no
-        digest that it must have."""
+        digest that it must have. `are_wrong`: whoever finds their bytes all the same must not keep them."""
         gone = list(segments)
         with self._db.write() as cursor:
             cursor.executemany(
-                "UPDATE segment SET fingerprint = NULL, moved = 0 WHERE content = ? AND number = ?", gone
+                "UPDATE segment SET fingerprint = NULL, moved = 0, wrong = ? WHERE content = ? AND number = ?",
+                ((are_wrong, content, number) for content, number in gone),
             )
             cursor.executemany(
                 """
@@ -200,6 +209,11 @@ class Catalog:
                 """,
                 ((content,) for content in {content for content, _ in gone}),
             )
+
+    def clear_wrong(self, segments: Iterable[tuple[int, int]]) -> None:
+        """Their wrong bytes are truncated."""
+        with self._db.write() as cursor:
+            cursor.executemany("UPDATE segment SET wrong = 0 WHERE content = ? AND number = ?", segments)
 
     def keep_digests(self, digests: Iterable[tuple[int, int, bytes]]) -> None:
         """(content, segment number, sha256) of verified segments, which they must have when they are fetched again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,6 +26,7 @@ class Content:
     """
 
     __slots__ = (
+        "_suspects",
         "digest",
         "id",
         "last_error",
@@ -34,10 +36,8 @@ class Content:
         "root",
         "scrubbed",
         "segments",
-        "served_by",
         "source",
         "state",
-        "suspects",
     )
 
     def __init__(self, root: Path, row: ContentRow, segments: Iterable[SegmentRow]) -> None:
@@ -51,8 +51,7 @@ class Content:
         self.reason = row.reason
         self.scrubbed = row.scrubbed
         self.last_error: Failure | None = None
-        self.served_by: set[str] = set()  # hosts that bytes came from, in this daemon's life
-        self.suspects: set[str] = set()  # those of them that may have sent wrong ones: asked no more
+        self._suspects: dict[str, float] = {}  # hosts that may have sent wrong bytes, and until when they are not asked
         self.segments = tuple(self._segment(row) for row in segments)
 
     def _segment(self, row: SegmentRow) -> Segment:
@@ -62,6 +61,20 @@ class Content:
 
     def __repr__(self) -> str:
         return f"<content {self.digest.short}.{self.reading.value} {self.state} {self.present}/{self.length}>"
+
+    @property
+    def served_by(self) -> set[str]:
+        """The hosts that what is here came from, as far as this daemon has fetched it."""
+        return {host for segment in self.segments for host in segment.hosts}
+
+    @property
+    def suspects(self) -> set[str]:
+        """Hosts that may have sent wrong bytes: not asked for a while."""
+        now = time.monotonic()
+        return {host for host, until in self._suspects.items() if until > now}
+
+    def suspect(self, hosts: Iterable[str], seconds: float) -> None:
+        self._suspects |= dict.fromkeys(hosts, time.monotonic() + seconds)
 
     def folder(self) -> Path:
         return folder_of(self.root, self.digest, self.reading, self.source)

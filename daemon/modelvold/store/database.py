@@ -149,10 +149,13 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Cursor]:
+        """What the last commit left. Raises Failing where it cannot be read."""
         with self._read_lock:
             cursor = self._reader.cursor()
             try:
                 yield cursor
+            except sqlite3.OperationalError as error:
+                raise self._failure(error) from error
             finally:
                 cursor.close()
 

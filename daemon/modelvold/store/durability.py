@@ -47,7 +47,7 @@ Recorded = Callable[[Sequence[Synced]], None]
 
 
 class Durability:
-    """`record` is called by one thread with what has been synced; `failed` once for every error of a sync."""
+    """`record` is called by one thread with what has been synced; `failed` for every error of a sync or of the catalog."""
 
     def __init__(self, record: Recorded, failed: Callable[[str], None]) -> None:
         self._record = record

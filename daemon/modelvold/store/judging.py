@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import threading
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from modelvold.store.catalog import Catalog
 from modelvold.store.content import Content, folder_of
 from modelvold.store.contents import Contents
 from modelvold.store.segment import Segment
+from modelvold.store.verification import Stamp
 
 log = logging.getLogger(__name__)
 
@@ -37,18 +39,33 @@ class Consequences(Protocol):
 
 
 class Judging:
-    def __init__(self, catalog: Catalog, contents: Contents, consequences: Consequences) -> None:
+    """`settling` is held while segments are recorded, while they begin to leave, and while a content is called verified: what was
+    evicted after its bytes had been read is not judged by them."""
+
+    def __init__(
+        self, catalog: Catalog, contents: Contents, settling: threading.Lock, consequences: Consequences
+    ) -> None:
         self._catalog = catalog
         self._contents = contents
+        self._settling = settling
         self._then = consequences
 
-    def judge(self, content: Content, found: str) -> None:
-        """`found` is the digest of its bytes, in hexadecimal."""
+    def judge(self, content: Content, found: str, stamp: Stamp) -> None:
+        """`found` is the digest of its bytes, in hexadecimal, and `stamp` says which those were. Where some have gone since, it is
+        judged when they are here again."""
         if not self._contents.has(content.id):
             return
         is_right = found == content.digest.hex
         reason = self._misled(content) if is_right else f"its bytes have digest sha256:{found}"
+        with self._settling:
+            if not stamp.holds:
+                log.info("drop judgement content=%s reason='segments went meanwhile'", content.digest)
+                return
+            if not reason:
+                self._catalog.set_state(content.id, "verified")
+                content.state, content.reason = "verified", ""
         if not reason:
+            points.at(Point.STORE_JUDGED)
             self._share(content)
             log.info("verified content=%s bytes=%d", content.digest, content.length)
             self._then.on_verified(content)
@@ -88,9 +105,7 @@ class Judging:
         return "" if is_same else "the registry sent other headers when it was opened than the tar has"
 
     def _share(self, content: Content) -> None:
-        """Into the shared place, unless the same content lies there already. Three steps, each safe to be the last one done."""
-        self._catalog.set_state(content.id, "verified")
-        points.at(Point.STORE_JUDGED)
+        """Into the shared place, unless the same content lies there already. Two steps, each safe to be the last one done."""
         source = content.source
         try:
             is_moved = self._move(content)
@@ -101,7 +116,6 @@ class Judging:
         if is_moved:
             points.at(Point.STORE_MOVED)
             self._catalog.share(content.id, source)
-        content.state, content.reason = "verified", ""
 
     def _move(self, content: Content) -> bool:
         shared = folder_of(content.root, content.digest, content.reading, "")

@@ -80,6 +80,7 @@ def _found(content: Content, rows: Sequence[SegmentRow], *, is_trusted: bool, is
     """Sets what is trusted."""
     content.folder().mkdir(parents=True, exist_ok=True, mode=0o700)
     has_whole = content.whole(0).parent.is_dir()
+    is_trusted, is_continued = (given and content.state != "quarantined" for given in (is_trusted, is_continued))
     found = _Found()
     for segment, row in zip(content.segments, rows, strict=True):
         size = _size(segment)
@@ -87,7 +88,7 @@ def _found(content: Content, rows: Sequence[SegmentRow], *, is_trusted: bool, is
         is_whole = is_trusted and is_recorded and row.is_moved and has_whole
         if is_whole or (is_trusted and is_recorded and not row.is_moved and size == segment.padded):
             segment.present, segment.durable = segment.padded, True
-        elif is_continued and not is_recorded and 0 < size <= segment.padded:
+        elif is_continued and not is_recorded and not row.is_wrong and 0 < size <= segment.padded:
             found.kept.append(segment)
         elif is_recorded or size:
             found.lost.append(segment)
@@ -125,9 +126,10 @@ def _drop(catalog: Catalog, content: Content, lost: Sequence[Segment]) -> None:
     if not lost:
         return
     log.warning("recover content=%s segments=%d dropped=%d", content.digest, len(content.segments), len(lost))
-    catalog.unrecord((content.id, segment.number) for segment in lost)
+    catalog.unrecord(((content.id, segment.number) for segment in lost), are_wrong=True)
     for segment in lost:
         segment.truncate()
+    catalog.clear_wrong((content.id, segment.number) for segment in lost)
 
 
 def _sweep(root: Path, contents: Iterable[Content]) -> None:

@@ -2,7 +2,7 @@
 
 Whoever is about to fetch segments takes the room for all of them first, so that a full disk or quota is a decision at the start
 and not an accident in the middle. What nobody uses goes first, then, and only for bytes that somebody waits for, what a mounted
-volume may need again; within each the least recently used. `choose` is pure. Nothing is done while the lock is held: what is
+volume may need again; within each the least recently used. `choose` is pure. Nothing is written while the lock is held: what is
 promised to one is counted until it has been set aside on the disk, and what is going is chosen by nobody else. Nobody is refused
 while others take or make room: what they leave may be enough.
 """
@@ -13,7 +13,9 @@ import errno
 import logging
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -93,10 +95,25 @@ class Room:
         self._evict = evict
         self._leases = leases
         self._is_freed_late = is_freed_late
-        self._settled = threading.Condition()  # guards the three below
+        self._settled = threading.Condition()  # guards the four below
+        self._held: Counter[Segment] = Counter()  # of transfers under way
         self._promised: set[Segment] = set()
         self._going: set[Segment] = set()
         self.evicted = 0
+
+    @contextmanager
+    def taken(self, segments: Sequence[Segment], *, is_demand: bool) -> Iterator[None]:
+        """As `take`, and while the block lasts none of these goes."""
+        with self._settled:
+            self._held.update(segments)
+        try:
+            self.take(segments, is_demand=is_demand)
+            yield
+        finally:
+            with self._settled:
+                self._held.subtract(segments)
+                self._held += Counter()  # drops those that nobody holds
+                self._settled.notify_all()
 
     def take(self, segments: Sequence[Segment], *, is_demand: bool) -> None:
         """Room for all of these, of one content, is set aside on the disk. May take a few seconds, for what goes is waited for.
@@ -181,8 +198,10 @@ class Room:
         for content in self._contents():
             lease = leases.get(content.id, Lease.NONE)
             for segment in content.segments:
-                is_busy = segment.leaving or segment.is_written or segment in self._going or segment in self._promised
-                if segment.taken and not is_busy and not (segment.moved and lease):
+                is_busy = segment.is_written or any(
+                    segment in group for group in (self._held, self._going, self._promised)
+                )
+                if segment.taken and not segment.leaving and not is_busy and not (segment.moved and lease):
                     yield Candidate(segment, lease, segment.touched, segment.taken)
 
     def _used(self) -> int:

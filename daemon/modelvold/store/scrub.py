@@ -38,12 +38,16 @@ class Looked:
 
 
 def look(catalog: Catalog, segment: Segment, pace: Pace) -> Looked:
-    """Reads a segment from the disk, not from memory. Raises OSError where the disk cannot."""
+    """Reads a segment from the disk, not from memory. What the disk cannot read is not what was recorded."""
     generation = segment.generation
     recorded = catalog.fingerprint(content_of(segment).id, segment.number)
-    _forget_pages(segment)
-    fingerprint, _ = sums_of(segment, pace.spend)
-    _forget_pages(segment)
+    fingerprint = None
+    try:
+        _forget_pages(segment)
+        fingerprint, _ = sums_of(segment, pace.spend)
+        _forget_pages(segment)
+    except OSError as error:
+        log.warning("read segment=%s error=%s", segment.path, error)
     has_stayed = segment.durable and not segment.leaving and segment.generation == generation and recorded is not None
     return Looked(segment, fingerprint == recorded if has_stayed else None)
 

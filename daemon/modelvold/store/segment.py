@@ -38,6 +38,7 @@ class Segment:
     __slots__ = (
         "_generation",
         "_hash",
+        "_is_gone",
         "_lock",
         "_sha256",
         "_writing",
@@ -46,6 +47,7 @@ class Segment:
         "extent",
         "failure",
         "folder",
+        "hosts",
         "inode",
         "leaving",
         "moved",
@@ -54,6 +56,7 @@ class Segment:
         "present",
         "reserved",
         "touched",
+        "was",
         "withheld",
     )
 
@@ -70,9 +73,12 @@ class Segment:
         self.reserved = False  # the disk has room set aside for all of it
         self.touched = 0.0  # monotonic: when somebody last asked for it, or its last byte came
         self.digest: bytes | None = None  # sha256 of its content's bytes, known since those were verified as a whole
+        self.was: bytes | None = None  # sha256 of what was evicted unverified, b"" where that is not known
+        self.hosts: tuple[str, ...] = ()  # who sent what there is of it, in this daemon's life
         self.inode = 0
         self.failure: Failure | None = None  # why the last try to fetch it ended; None once bytes flow again
         self._generation = 0
+        self._is_gone = False
         self._hash = xxhash.xxh3_64()  # over the bytes as they came; finds rot later, not malice
         self._sha256 = hashlib.sha256()  # likewise, where `digest` is known
         self._writing = False
@@ -130,8 +136,10 @@ class Segment:
         return min(self.present, self.length)
 
     def writer(self) -> Writer:
-        """The right to append, for one `with` block. Raises Refused while another holds it."""
+        """The right to append, for one `with` block. Raises Refused while another holds it, or where its content is removed."""
         with self._lock:
+            if self._is_gone:
+                raise Refused(f"segment {self.path}: its content was removed")
             if self._writing:
                 raise Refused(f"segment {self.path}: another transfer writes it")
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
@@ -145,7 +153,7 @@ class Segment:
         long as we left it.
         """
         with self._lock:
-            if generation != self._generation or self.leaving:
+            if generation != self._generation or self.leaving or self._is_gone:
                 raise Refused(f"segment {self.path}: truncated while it was written")
             if len(buffer) > self.length - self.present:
                 raise Refused(f"segment {self.path}: {len(buffer)} bytes do not fit behind {self.present}")
@@ -161,7 +169,7 @@ class Segment:
                 self.present += written
                 from_buffer = min(written, len(buffer))
                 self._hash.update(buffer[:from_buffer])
-                if self.digest is not None:
+                if self.digest is not None or self.was is not None:
                     self._sha256.update(buffer[:from_buffer])
                 buffer, padding = buffer[from_buffer:], padding[written - from_buffer :]
             return self.present
@@ -170,7 +178,7 @@ class Segment:
         """Sets room aside on the disk for all of it, so that a full disk is met here and not halfway. Its size stays what it is,
         and reads beyond that stay errors. Raises OSError."""
         with self._lock:
-            if self.reserved or self.leaving:
+            if self.reserved or self.leaving or self._is_gone:
                 return
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
             try:
@@ -204,7 +212,7 @@ class Segment:
         return not was
 
     def stay(self) -> None:
-        """It is not truncated after all."""
+        """It is truncated and may come again; or it is not truncated after all."""
         with self._lock:
             self.leaving = False
 
@@ -220,8 +228,14 @@ class Segment:
             self._sha256 = hashlib.sha256()
             self.present = 0
             self.durable = self.moved = self.reserved = False
-            os.truncate(self.path, 0)
-            self.leaving = False
+            self.hosts = ()
+            if not self._is_gone:
+                os.truncate(self.path, 0)
+
+    def go(self) -> None:
+        """Its content is removed: from now on nothing is done to the file, for another may have its name."""
+        with self._lock:
+            self._is_gone = True
 
     def empty(self) -> None:
         """Its bytes have moved, and that is recorded: its own file holds them no longer. Raises OSError."""
@@ -237,6 +251,11 @@ class Segment:
     def is_right(self) -> bool:
         """Of a complete one: whether its bytes are those of its known digest; True where none is known."""
         return self.digest is None or self._sha256.digest() == self.digest
+
+    @property
+    def is_other(self) -> bool:
+        """Of a complete one: whether its bytes may be others than those that were evicted unverified, which somebody may have read."""
+        return self.was is not None and self._sha256.digest() != self.was
 
     def _end_writing(self) -> None:
         with self._lock:

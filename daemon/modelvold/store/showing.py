@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from modelvold.store.content import content_of
+from modelvold.store.content import Content, content_of
 from modelvold.store.segment import Segment
 
 
@@ -18,9 +18,14 @@ class Verify(StrEnum):
     LAYER = "layer"  # nothing of a layer before all of it has matched
 
 
+def waits_for_layer(verify: Verify, content: Content) -> bool:
+    """Whether what comes of it is shown when all of it has matched, and not before: what lies in the shared place and is no longer
+    verified may be read by sources that it does not come from."""
+    return not content.is_verified and (verify is Verify.LAYER or not content.source)
+
+
 def withholds(verify: Verify, segment: Segment) -> bool:
     """Whether the bytes there are of it must wait. A durable one of a verified content has matched."""
-    content = content_of(segment)
-    if verify is Verify.LAYER and not content.is_verified:
+    if waits_for_layer(verify, content_of(segment)):
         return True
     return not segment.is_complete and (verify is not Verify.SERVE or segment.digest is not None)

@@ -44,6 +44,10 @@ from modelvold.store.withdrawal import Withdrawal
 
 log = logging.getLogger(__name__)
 
+#: Seconds for which hosts are not asked that have sent wrong bytes: each segment that is fetched again is checked by itself, a layer only
+#: when all of it has come.
+_DOUBT_OF_SEGMENT, _DOUBT_OF_LAYER = 60.0, 3600.0
+
 
 class Store:
     """Opens with a `with`. Raises Refused at the door when another process holds the store.
@@ -99,7 +103,12 @@ class Store:
             for segment in self._segments():
                 segment.withheld = withholds(self.verify, segment)
             self._withdrawal = Withdrawal(
-                self.catalog, self._settling, self._watchers, lambda s: withholds(self.verify, s), self._closing.wait
+                self.catalog,
+                self._settling,
+                self._watchers,
+                lambda segment: withholds(self.verify, segment),
+                on_rot=self.withdraw_wrong,
+                closing=self._closing,
             )
             self.room = Room(
                 self.root,
@@ -109,7 +118,7 @@ class Store:
                 self._leases,
                 is_freed_late=disk is not None and disk.is_freed_late,
             )
-            judging = Judging(self.catalog, self._contents, self)
+            judging = Judging(self.catalog, self._contents, self._settling, self)
             self._verification = life.enter_context(Verification(judging.judge, judging.could_not))
             self._durability = life.enter_context(Durability(self._on_synced, self.on_sync_failed))
             if self._scrub_every:
@@ -147,6 +156,10 @@ class Store:
         """The content of `source`, or the shared one where `source` is empty."""
         return self._contents.find(digest, reading, source)
 
+    def is_verifying(self, content: Content) -> bool:
+        """Whether its digest is being taken, or will be: that takes a second for each GiB or two."""
+        return self._verification.is_pending(content)
+
     def used(self) -> int:
         """Bytes of the disk that segments take."""
         return sum(segment.taken for segment in self._segments())
@@ -181,8 +194,10 @@ class Store:
             _make_files(folder, len(cut))
             points.at(Point.STORE_FILES_MADE)
             number = self.catalog.add_content(digest, reading, source, length, cut, toc=headers)
-        except (OSError, Exhausted) as error:
+        except (OSError, Failure) as error:
             shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, Failing):
+                raise
             why = error.strerror if isinstance(error, OSError) else error.message
             raise Exhausted(f"store {self.root}: {why} while making {len(cut)} segments", "make room") from error
         points.at(Point.STORE_CONTENT_ADDED)
@@ -236,6 +251,10 @@ class Store:
             segment.touched = time.monotonic()
             if not segment.is_right:
                 self._take_back_wrong(segment)
+            if segment.is_other:
+                log.warning("drop pages segment=%s reason='other bytes came than were there'", segment.path)
+                self._above.on_wrong([segment])
+            segment.was = None
             segment.withheld = withholds(self.verify, segment)
             self._durability.sync(writer)
         self._watchers.on_grown(segment)
@@ -282,7 +301,7 @@ class Store:
 
     def withdraw_wrong(self, segments: Sequence[Segment]) -> None:
         """And has those who read them dealt with."""
-        self.wrong_segments += len(segments)
+        self.wrong_segments += sum(segment.taken > 0 for segment in segments)
         self._withdrawal.run(segments, self._above.on_wrong)
 
     def scrub(self, content: Content, pace: Pace) -> Iterator[Looked]:
@@ -311,6 +330,8 @@ class Store:
         self.catalog.remove_content(content.id)
         points.at(Point.STORE_REMOVED)
         self._contents.drop(content)
+        for segment in content.segments:
+            segment.go()
         shutil.rmtree(content.folder(), ignore_errors=True)
         return freed
 
@@ -362,7 +383,7 @@ class Store:
     def _take_back_wrong(self, segment: Segment) -> None:
         """It was withheld, so nobody has read it."""
         content = content_of(segment)
-        content.suspects |= content.served_by
+        content.suspect(segment.hosts, _DOUBT_OF_SEGMENT)
         self.wrong_segments += 1
         log.error("drop segment=%s reason='not the bytes that were verified before'", segment.path)
         segment.truncate()
@@ -376,7 +397,8 @@ class Store:
     # -- judged (judging.Consequences)
 
     def on_verified(self, content: Content) -> None:
-        content.served_by.clear()  # what they sent is right
+        for segment in content.segments:  # what they sent is right
+            segment.hosts = ()
         content.scrubbed = int(time.time())  # all of it was just read
         self.catalog.scrubbed(content.id, content.scrubbed)
         held = [segment for segment in content.segments if segment.withheld]
@@ -387,7 +409,7 @@ class Store:
 
     def on_mismatch(self, content: Content, reason: str) -> bool:
         """Its bytes go; whether all of it is fetched once more, from somebody else."""
-        content.suspects |= content.served_by
+        content.suspect(content.served_by, _DOUBT_OF_LAYER)
         content.reason = (
             reason  # and written down first, so that what was read of it is known to be wrong after a crash, too
         )

@@ -59,19 +59,39 @@ def toc_of(content: Content) -> Toc:
     return walker.toc()
 
 
+class Stamp:
+    """What was there when a digest began to be taken. It speaks of what is there as long as it `holds`."""
+
+    def __init__(self, content: Content) -> None:
+        self._content = content
+        self._generations = [segment.generation for segment in content.segments]
+
+    @property
+    def holds(self) -> bool:
+        """To be asked while nothing is recorded and nothing leaves."""
+        return all(
+            segment.durable and not segment.leaving and segment.generation == generation
+            for segment, generation in zip(self._content.segments, self._generations, strict=True)
+        )
+
+
 class Verification:
-    """Two threads, since sha256 is the slowest step of a pull and drops the GIL. `judged` gets each content with its digest,
-    `failed` those whose digest could not be taken or judged."""
+    """Two threads, since sha256 is the slowest step of a pull and drops the GIL. `judged` gets each content with its digest, and the
+    stamp of what that was taken of; `failed` those whose digest could not be taken or judged."""
 
     _THREADS = 2
     #: Seconds between two tries to write down a judgement on a full disk.
     _PAUSE = 1.0
 
-    def __init__(self, judged: Callable[[Content, str], None], failed: Callable[[Content, Exception], None]) -> None:
+    def __init__(
+        self, judged: Callable[[Content, str, Stamp], None], failed: Callable[[Content, Exception], None]
+    ) -> None:
         self._judged = judged
         self._failed = failed
         self._queue: queue.SimpleQueue[Content | None] = queue.SimpleQueue()
         self._ending = threading.Event()
+        self._lock = threading.Lock()  # guards _pending
+        self._pending: dict[int, int] = {}  # content → how often it is queued or judged just now
         self._threads = [threading.Thread(target=self._run, name=f"verify-{n}") for n in range(self._THREADS)]
 
     def __enter__(self) -> Self:
@@ -87,15 +107,27 @@ class Verification:
             thread.join()
 
     def submit(self, content: Content) -> None:
+        with self._lock:
+            self._pending[content.id] = self._pending.get(content.id, 0) + 1
         self._queue.put(content)
+
+    def is_pending(self, content: Content) -> bool:
+        """Whether its digest is being taken, or will be."""
+        with self._lock:
+            return content.id in self._pending
 
     def _run(self) -> None:
         while (content := self._queue.get()) is not None:
             try:
-                self._judged(content, digest_of(content))
+                stamp = Stamp(content)
+                self._judged(content, digest_of(content), stamp)
             except Exhausted as failure:
                 self._failed(content, failure)
                 if not self._ending.wait(self._PAUSE):
-                    self._queue.put(content)
+                    self.submit(content)
             except Exception as error:  # noqa: BLE001 — carried to who judges
                 self._failed(content, error)
+            with self._lock:
+                left = self._pending.pop(content.id) - 1
+                if left:
+                    self._pending[content.id] = left
