@@ -74,6 +74,7 @@ class Daemon:
         self.settings: Settings = {
             "registry": {"hosts_dir": str(self.hosts_dir), "docker_config": str(folder / "docker/config.json")},
             "log": {"level": "debug"},
+            "store": {"reserve": ""},
         }
         if not for_user:
             self.settings |= {

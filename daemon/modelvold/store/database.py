@@ -42,6 +42,7 @@ class Database:
         self._ballast = path.with_name("ballast")
         self._write_lock = threading.Lock()  # guards _writer: one transaction at a time
         self._read_lock = threading.Lock()  # guards _reader: one statement's rows at a time
+        self._drop_ballast(_LEAST_FREE)  # to open it takes some, too
         try:
             self._open()
         except sqlite3.Error as error:

@@ -62,11 +62,8 @@ class Judging:
                 log.info("drop judgement content=%s reason='segments went meanwhile'", content.digest)
                 return
             if not reason:
-                self._catalog.set_state(content.id, "verified")
-                content.state, content.reason = "verified", ""
+                self._share(content)
         if not reason:
-            points.at(Point.STORE_JUDGED)
-            self._share(content)
             log.info("verified content=%s bytes=%d", content.digest, content.length)
             self._then.on_verified(content)
         elif is_right or not self._then.on_mismatch(content, reason):
@@ -105,7 +102,9 @@ class Judging:
         return "" if is_same else "the registry sent other headers when it was opened than the tar has"
 
     def _share(self, content: Content) -> None:
-        """Into the shared place, unless the same content lies there already. Two steps, each safe to be the last one done."""
+        """Into the shared place, unless the same content lies there already. Three steps, each safe to be the last one done."""
+        self._catalog.set_state(content.id, "verified")
+        points.at(Point.STORE_JUDGED)
         source = content.source
         try:
             is_moved = self._move(content)
@@ -116,6 +115,7 @@ class Judging:
         if is_moved:
             points.at(Point.STORE_MOVED)
             self._catalog.share(content.id, source)
+        content.state, content.reason = "verified", ""
 
     def _move(self, content: Content) -> bool:
         shared = folder_of(content.root, content.digest, content.reading, "")

@@ -124,8 +124,6 @@ class Room:
         wanted = [segment for segment in segments if segment.taken < segment.padded]
         if not wanted:
             return
-        if not is_demand:
-            self._check_fits(content_of(wanted[0]))
         victims = self._promise(wanted, Lease.MOUNTED if is_demand else Lease.NONE)
         try:
             if victims:
@@ -150,29 +148,29 @@ class Room:
         """Bytes that may be written if all goes that nobody uses."""
         return self.free() + sum(c.taken for c in self._candidates() if c.lease is Lease.NONE)
 
-    def _check_fits(self, content: Content) -> None:
-        with self._settled:
-            others = [segment for segment in self._promised if content_of(segment) is not content]
-            needed = _lacking(content.segments)
-            short = needed + _lacking(others) - self.free()
-        if short > 0 and short > sum(c.taken for c in self._candidates() if c.lease is Lease.NONE):
-            raise self._exhausted(needed)
-
     def _promise(self, wanted: Sequence[Segment], most: Lease) -> list[Candidate]:
-        needed = _lacking(wanted)
+        """What must go for them. While others take or make room, what is free is no figure to refuse anybody by."""
         with self._settled:
-            while (short := needed + _lacking(self._promised) - self.free()) > 0:
-                candidates = list(self._candidates())
-                if victims := choose(candidates, short, most, _ahead(candidates, needed)):
-                    break
+            while (victims := self._fit(wanted, most)) is None:
                 if not self._promised:
-                    raise self._exhausted(needed)
+                    raise self._exhausted(_lacking(wanted if most else content_of(wanted[0]).segments))
                 self._settled.wait()
-            else:
-                victims = []
             self._promised.update(wanted)
             self._going.update(c.segment for c in victims)
         return victims
+
+    def _fit(self, wanted: Sequence[Segment], most: Lease) -> list[Candidate] | None:
+        """What must go for them, None where that is not enough; but for a demand, for all of their content."""
+        free = self.free() - _lacking(self._promised)
+        needed = _lacking(wanted)
+        whole = [s for s in content_of(wanted[0]).segments if s not in self._promised]
+        asked = needed if most else _lacking(whole)
+        if asked <= free:
+            return []
+        candidates = list(self._candidates())
+        if asked - free > sum(c.taken for c in candidates if c.lease <= most):
+            return None
+        return choose(candidates, needed - free, most, _ahead(candidates, needed)) if needed > free else []
 
     def _let_go(self, victims: Sequence[Candidate]) -> None:
         freed = sum(c.taken for c in victims)
@@ -210,7 +208,8 @@ class Room:
     def _exhausted(self, needed: int) -> Exhausted:
         quota = f"a quota of {self.bounds.quota} bytes, " if self.bounds.quota else ""
         bounds = f"{quota}{self.bounds.reserve} bytes of the disk kept for others"
-        return Exhausted(f"store {self._root}: no room for {needed} bytes more ({bounds})", _REMEDY)
+        left = max(0, self.free())
+        return Exhausted(f"store {self._root}: no room for {needed} bytes more, {left} are left ({bounds})", _REMEDY)
 
 
 def _ahead(candidates: Iterable[Candidate], needed: int) -> Mapping[Lease, int]:
