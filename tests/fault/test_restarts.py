@@ -152,7 +152,7 @@ def run_and_kill(made: Stage, order: random.Random, *, kills: int) -> None:
     for number in range(kills):
         if number % 4 == 3:
             made.daemon.begin()
-            time.sleep(order.uniform(0.1, 1.0))
+            time.sleep(order.uniform(0.1, 0.9))
             made.kill()
             made.tally.restart()
             continue
@@ -165,7 +165,10 @@ def run_and_kill(made: Stage, order: random.Random, *, kills: int) -> None:
 
 def test_twenty_kills_under_thirty_readers(folder: Path, tally: Tally, rounds: int) -> None:
     """Must-show 4: no EIO at all, no wrong byte, and there were those who waited."""
-    with stage(folder, tally, rate=_SLOW, files=len(_FILES), prefetch=True) as made, readers(made, _READERS) as asking:
+    with (
+        stage(folder, tally, rate=_SLOW / rounds, files=len(_FILES), prefetch=True) as made,
+        readers(made, _READERS) as asking,
+    ):
         seed = random.randrange(1 << 30)
         print(f"seed {seed}")
         for number, reader in enumerate(asking):
@@ -174,7 +177,7 @@ def test_twenty_kills_under_thirty_readers(folder: Path, tally: Tally, rounds: i
         made.relay.hurry(None)
         assert made.denied() == []
         inherited = made.inherited()
-        assert len(inherited) >= 0.7 * _KILLS
+        assert len(inherited) >= 0.7 * _KILLS * rounds
         assert sum(inherited) >= 0.5 * _READERS * len(inherited)
         log = made.daemon.log_text()
         assert "give up group" not in log
@@ -184,7 +187,7 @@ def test_twenty_kills_under_thirty_readers(folder: Path, tally: Tally, rounds: i
 def test_kills_with_nobody_to_keep_the_gate(folder: Path, tally: Tally, rounds: int) -> None:
     """As a pod: who waits gets EIO, counted and no wrong byte; on the same descriptors all is there afterwards."""
     with (
-        stage(folder, tally, rate=_SLOW, files=len(_FILES), prefetch=True, alone=True) as made,
+        stage(folder, tally, rate=_SLOW / rounds, files=len(_FILES), prefetch=True, alone=True) as made,
         readers(made, 8) as asking,
     ):
         seed = random.randrange(1 << 30)
@@ -287,7 +290,7 @@ def test_the_watchdog_ends_a_gate_that_is_wedged(folder: Path, tally: Tally) -> 
     with stage(folder, tally, watchdog=4.0, python=python) as made, readers(made, 1) as [reader]:
         systemd = made.systemd
         assert systemd
-        assert wait_until(lambda: len(systemd.signs) >= 3)
+        assert wait_until(lambda: len(systemd.signs) >= 2)
         assert systemd.missed == 0
         order.touch()
         made.ask(reader, _PIECES[:1])
@@ -300,7 +303,7 @@ def test_the_watchdog_ends_a_gate_that_is_wedged(folder: Path, tally: Tally) -> 
         made.relay.hurry(None)
         made.start()
         assert made.denied() == []
-        assert wait_until(lambda: len(systemd.signs) >= 2)
+        assert wait_until(lambda: bool(systemd.signs))
 
 
 def test_a_daemon_without_a_gate_feeds_the_watchdog_too(folder: Path) -> None:

@@ -179,6 +179,7 @@ def test_a_failure_of_what_is_leaving_is_nobodys(stage: Scene) -> None:
     stage.store.fail([stage.second], Unreachable("truncated while it was written"))
     stage.wait_for_reads(1)
     stage.second.truncate()
+    stage.second.stay()
     stage.gate.on_missing([stage.second])
     assert stage.bringer.demands == [1]
     stage.fill(1)

@@ -5,8 +5,8 @@ mark, that is, is open (`Segment.is_open`). What is shown is allowed at once; wh
 (`mount.waits`) until it is covered, the segment fails, or the segment's deadline passes. Of a segment that is leaving nothing is
 allowed: its reads wait, and are demanded once it is truncated.
 
-What was taken from the kernel is noted before it is judged, and its note cleared after the answer (`mount.pending`): a daemon that
-ends, however, leaves to the next one who waits, where there is something to leave it in (`mount.handover`).
+What was taken from the kernel is noted before it is judged, and its note cleared after the answer (`mount.questions`): a daemon
+that ends, however, leaves to the next one who waits, where there is something to leave it in (`mount.handover`).
 
 Nothing here reads or maps a volume. The lock guards the tables and is never held over a system call.
 """
@@ -23,16 +23,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from modelvold import points
 from modelvold.errors import Failure
-from modelvold.linux import fanotify, mounts
+from modelvold.linux import fanotify
 from modelvold.linux.fanotify import Event
 from modelvold.mount.causes import Causes
 from modelvold.mount.handover import Handover
+from modelvold.mount.marks import Marks
 from modelvold.mount.pending import Note, Pending
 from modelvold.mount.port import Bytes
+from modelvold.mount.questions import Questions
 from modelvold.mount.waits import Waiting, Waits
-from modelvold.points import Point
 from modelvold.store.content import content_of
 from modelvold.store.segment import Segment
 
@@ -73,23 +73,28 @@ class Gate:
         self._waits = Waits(deadline)
         self._left: list[Note] = []  # what a former daemon did not answer, and nobody watches yet
         self._causes = Causes()
-        self._group = -1
         self._wake = -1
         self._is_guarding = False
         self._is_ending = False
         self._next_look = 0.0
+        self._lost = 0  # events that the kernel could not hand over, and denied
         self._thread = threading.Thread(target=self._run, name="gate")
         self.events = 0
-        self.denied = 0
         self.last_error = ""
         self.beat = time.monotonic()
 
     def __repr__(self) -> str:
         return f"<gate watched={len(self._watched)} {self._waits} events={self.events}>"
 
+    @property
+    def denied(self) -> int:
+        """Reads that got EIO."""
+        return self._lost + self._questions.denied
+
     def __enter__(self) -> Self:
-        self._group, self._pending = self._handover.open() if self._handover else (fanotify.open_group(), Pending())
-        self._left = self._pending.notes()
+        self._questions = Questions(*(self._handover.open() if self._handover else (fanotify.open_group(), Pending())))
+        self._marks = Marks(self._questions.group, self._is_watched)
+        self._left = self._questions.left()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread.start()
         return self
@@ -105,39 +110,37 @@ class Gate:
             for read in left:
                 os.close(read.fd)
         else:
-            self._answer(left, is_allowed=False)
-        os.close(self._group)
+            self._questions.answer(left, is_allowed=False)
+        self._questions.close()
         os.close(self._wake)
-        self._pending.close()
 
     # -- what is guarded
 
     def guard_mount(self, mount: Path) -> None:
         """From now on every read through this mount is asked about, and judged by what is watched."""
-        self._pending.guard(mounts.mount_id_unique(mount))
-        fanotify.mark_mount(self._group, mount)
+        self._questions.guard_mount(mount)
         with self._lock:
             nobodys, self._left = self._left, []
-        self._answer([_waiting(note, 0.0) for note in nobodys], is_allowed=True)
+        self._questions.answer([_waiting(note, 0.0) for note in nobodys], is_allowed=True)
         self._is_guarding = True
         os.eventfd_write(self._wake, 1)
 
     def guard_files(self, segments: Iterable[Segment]) -> None:
         """For volumes whose segments were opened through a mount that is lost: one mark each."""
-        self._pending.guard_files()
-        for segment in segments:
-            fanotify.mark_file(self._group, segment.path)
+        self._questions.guard_files(segment.path for segment in segments)
 
     def watch(self, volume: str, segments: Sequence[Segment]) -> None:
         """Before a volume is mounted, and before an adopted one is guarded: its events are known, its open segments silent. Who
         waits for them since a former daemon's time is served."""
         with self._lock:
             for segment in segments:
-                self._watched.setdefault(segment.inode, (segment, volume))
+                known, _ = self._watched.get(segment.inode, (None, ""))
+                if known is not segment:  # or the inode was a removed content's
+                    self._watched[segment.inode] = (segment, volume)
         is_inherited = self._handover is not None and self._handover.is_continued
         for segment in segments:
             if segment.is_open or is_inherited:  # no other has an ignore mark
-                self._settle(segment)
+                self._marks.settle(segment)
         self._adopt(segments)
 
     def unwatch(self, segments: Sequence[Segment]) -> None:
@@ -147,9 +150,9 @@ class Gate:
             for segment in segments:
                 self._watched.pop(segment.inode, None)
                 left += self._waits.drop(segment)  # reads whose reader was killed
-        self._answer(left, is_allowed=False)
+        self._questions.answer(left, is_allowed=False)
         for segment in segments:
-            self._settle(segment)
+            self._marks.settle(segment)
 
     def waiting(self, segments: Sequence[Segment]) -> list[Waiting]:
         """The reads that wait for any of these, oldest first."""
@@ -162,20 +165,19 @@ class Gate:
     def on_grown(self, segment: Segment) -> None:
         with self._lock:
             covered = self._waits.covered(segment)
-        self._answer(covered, is_allowed=True)
+        self._questions.answer(covered, is_allowed=True)
 
     def on_durable(self, segments: Sequence[Segment]) -> None:
         """Silences them: from now on the kernel reads them alone."""
         for segment in segments:
             if self._is_watched(segment):
-                self._settle(segment)
+                self._marks.settle(segment)
 
     def on_leaving(self, segments: Sequence[Segment]) -> None:
         """Raises OSError where one cannot be asked about again: then it must not be truncated."""
         for segment in segments:
             if self._is_watched(segment):
-                with suppress(FileNotFoundError):  # its content was removed meanwhile
-                    self._mark(fanotify.unignore, segment)
+                self._marks.ask(segment)
 
     def on_missing(self, segments: Sequence[Segment]) -> None:
         """Who waits since they were leaving was demanded in vain: they were complete then."""
@@ -200,7 +202,7 @@ class Gate:
         is_polled = False
         while not self._is_ending:
             if self._is_guarding and not is_polled:
-                poll.register(self._group, select.POLLIN)
+                poll.register(self._questions.group, select.POLLIN)
                 is_polled = True
             poll.poll(self._patience())
             self.beat = time.monotonic()
@@ -222,35 +224,31 @@ class Gate:
             if self._is_ending:
                 return
             try:
-                event = fanotify.take(self._group, self._pending.room)
+                event = self._questions.take()
             except OSError as error:
-                self.denied += 1
+                self._lost += 1
                 self.last_error = f"an event was lost, its read denied: {error.strerror}"
                 self._causes.tell("lose events", str(error), 0, 1)
                 time.sleep(_PAUSE_AFTER_ERROR)
                 return
             if event is None:
                 return
-            points.at(Point.GATE_TAKEN)
             self.events += 1
             self._on_event(event)
 
     def _on_event(self, event: Event) -> None:
         """Noted first: whatever happens next, somebody will answer it."""
-        read = Waiting(event.fd, event.pid, event.offset + event.count, time.monotonic())
+        read = Waiting(event.fd, event.pid, 0, 0.0)
         try:
-            inode = 0 if event.count == 0 or event.pid == os.getpid() else fanotify.inode_of(event.fd)
-            if inode:
-                slot = self._pending.note(event.fd, event.pid, inode, read.need)
-                read = Waiting(event.fd, event.pid, read.need, read.since, slot)
+            inode, read = self._questions.note(event)
             verdict = self._verdict(inode, read) if inode else True
         except Exception as error:  # a loop that ends leaves every reader waiting for ever
             log.exception("event pid=%d failed", event.pid)
             self.last_error = f"an event could not be judged: {error}"
             verdict = False if self._is_unheard(event.fd) else None
         if verdict is not None:
-            self._answer([read], is_allowed=verdict)
-        self._pending.forget_taken()
+            self._questions.answer([read], is_allowed=verdict)
+        self._questions.forget_taken()
 
     def _verdict(self, inode: int, read: Waiting) -> bool | None:
         """True: go on. False: EIO. None: it waits."""
@@ -290,13 +288,17 @@ class Gate:
                 self._next_look = now + _ROUND
                 covered = self._waits.look(now)
             late = self._waits.late(now)
-        self._answer(covered, is_allowed=True)
+        self._questions.answer(covered, is_allowed=True)
         denied: dict[str, list[int]] = {}  # reads of each segment, by reason
         for segment, reads in late:
             reason = self._reason(segment)
             denied.setdefault(reason, []).append(len(reads))
             self._deny(reads, reason)
             self._source.release(segment)
+            with self._lock:
+                is_waited_for = self._waits.is_waited_for(segment)
+            if is_waited_for:  # somebody who came meanwhile, whose demand was released too
+                self._fetch(segment)
         for reason, counts in denied.items():
             self._causes.tell("deny reads", reason, len(counts), sum(counts))
 
@@ -304,31 +306,9 @@ class Gate:
         cause = segment.failure or content_of(segment).last_error
         return f"no progress for {self._deadline:g} s" + (f"; last: {cause}" if cause else "")
 
-    # -- marks
-
     def _is_watched(self, segment: Segment) -> bool:
         with self._lock:
             return segment.inode in self._watched
-
-    def _settle(self, segment: Segment) -> None:
-        """Ignored where it is open, asked about where not. What it is may change while it is marked: a mark that came after it
-        began to leave would mean EIO for ever. So whoever marks looks again, and whoever changes it calls this afterwards."""
-        try:
-            while True:
-                is_silent = segment.is_open and self._is_watched(segment)
-                self._mark(fanotify.ignore if is_silent else fanotify.unignore, segment)
-                if is_silent == (segment.is_open and self._is_watched(segment)):
-                    return
-        except OSError as error:  # it costs events, no byte; a content removed meanwhile has no file any more
-            log.warning("mark segment=%s failed error=%s", segment.path, error)
-
-    def _mark(self, change: Callable[[int, Path], None], segment: Segment) -> None:
-        """Once more where a content moved to the shared place between our naming and the kernel's look."""
-        try:
-            change(self._group, segment.path)
-        except FileNotFoundError:
-            time.sleep(_PAUSE_AFTER_ERROR)
-            change(self._group, segment.path)
 
     # -- those who wait
 
@@ -354,22 +334,7 @@ class Gate:
     def _deny(self, reads: Sequence[Waiting], reason: str) -> None:
         if reads:
             self.last_error = f"{len(reads)} reads denied: {reason}"
-        self._answer(reads, is_allowed=False)
-
-    def _answer(self, reads: Iterable[Waiting], *, is_allowed: bool) -> None:
-        """The answer first, then the note, then the close: a number that is closed unanswered, or with its note still there, could
-        be given to another read."""
-        for read in reads:
-            try:
-                (fanotify.allow if is_allowed else fanotify.deny)(self._group, read.fd)
-            except OSError as error:
-                if not isinstance(error, FileNotFoundError):  # ENOENT: the reader was killed meanwhile
-                    log.error("answer fd=%d failed error=%s", read.fd, error)  # noqa: TRY400
-            finally:
-                points.at(Point.GATE_ANSWERED)
-                self._pending.clear(read.slot)
-                os.close(read.fd)
-            self.denied += not is_allowed
+        self._questions.answer(reads, is_allowed=False)
 
 
 def _waiting(note: Note, since: float) -> Waiting:
