@@ -5,6 +5,9 @@ The store lies on an ext4 on an image, and a cut is one reflink copy of it: by u
 its points, between a sync and a record, a record and a truncation. Somebody else writes and syncs on the same disk, so that the file
 system commits at moments of its own. Of every cut the whole store is compared: as it is found, since not even a recovery may have to see
 a record that is not true; and as it is recovered, by opening it or by starting the daemon on it.
+
+That it can fail was seen: with the catalog at `synchronous=NORMAL`, of 30 cuts four to nine had lost what was called durable, and two to
+eight had brought back the rows of contents or volumes whose files were gone.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ _CUTS = 30
 #: Bytes a second, so that there is always something half here.
 _RATE = 60e6
 #: How many of them are recovered by a daemon, which then brings and shows everything: seconds each.
-_BY_DAEMON = 3
+_BY_DAEMON = 2
 #: Between two steps that must be on the disk in this order.
 _POINTS = (
     Point.CATALOG_BEGUN,
@@ -120,12 +123,12 @@ def _going_on(*works: Callable[[], object]) -> Iterator[None]:
         thread.start()
     try:
         yield
-        assert not failed, failed
     finally:
         ending.set()
         for thread in threads:
             thread.join()
-    assert not failed, failed
+    if failed:
+        raise failed[0]
 
 
 def _pull_and_remove(node: Node) -> None:
@@ -156,8 +159,9 @@ def _write_and_sync(disk: Path, root: Path) -> None:
             os.fsync(file.fileno())
         elif what < 0.6:
             sync_filesystem(file.fileno())
-    for part in random.sample(list((root / "content").glob("*/sha256/*/*/*")) or [path], 1):
-        with suppress(FileNotFoundError), part.open("rb") as file:
+    with suppress(FileNotFoundError):  # what is removed meanwhile
+        some = random.choice(list((root / "content").glob("*/sha256/*/*/*")) or [path])
+        with some.open("rb") as file:
             _LIBC.sync_file_range(file.fileno(), ctypes.c_int64(0), ctypes.c_int64(0), ctypes.c_uint(_WRITE))
     time.sleep(random.uniform(0, 0.03))
 
@@ -187,7 +191,7 @@ def test_nothing_is_found_that_is_not_so(folder: Path, tally: Tally, rounds: int
                 cut = bench.at_point(order.choice(_POINTS), order.randint(1, 3)) if number % 2 else None
                 cut = cut or bench.at_any_moment()
                 with disk.after(cut.image) as at:
-                    by_daemon = number % (_CUTS // _BY_DAEMON) == 0
+                    by_daemon = (number + 1) % (_CUTS // _BY_DAEMON) == 0
                     truncating += _check(at, cut, node, by_daemon=by_daemon, board=folder / "after-board")
         called_wrong = re.findall(r".* (?:mismatch|rot|quarantine) .*", node.daemon.log_text())
         assert not called_wrong, "\n".join(called_wrong)
