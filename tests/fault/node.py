@@ -340,7 +340,11 @@ class Node:
         return SnapshotsClient(self.daemon.socket)
 
     def __enter__(self) -> Self:
-        self.daemon.start()
+        try:
+            self.daemon.start()
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
         return self
 
     def __exit__(

@@ -7,6 +7,7 @@ what was seen and with what would mend it, and ends the lines that build on it.
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import shutil
@@ -55,25 +56,49 @@ def probe(store: Path, run: Path) -> Findings:
 
 @contextmanager
 def _scratch(store: Path) -> Iterator[Path]:
+    """Locked for as long as it is in use: one that nobody has locked is what a daemon left that was killed meanwhile."""
+    for folder in store.glob(".probe-*"):
+        with suppress(OSError), _locked(folder):
+            shutil.rmtree(folder)
     folder = Path(tempfile.mkdtemp(prefix=".probe-", dir=store))
     try:
-        yield folder
+        with _locked(folder):
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def _points(run: Path) -> Iterator[Path]:
-    """A folder for mount points; whatever is mounted below it at the end is taken away."""
+    """A folder for mount points; whatever is mounted below it at the end is taken away. So is what a daemon left that was killed."""
+    for left in run.resolve().glob("probe-*"):
+        with suppress(OSError), _locked(left):
+            _take_away(left)
     folder = run.resolve() / f"probe-{os.getpid()}"  # as the kernel's table will name it
     folder.mkdir(parents=True)
     try:
-        yield folder
+        with _locked(folder):
+            yield folder
     finally:
-        for point in reversed([entry.mount_point for entry in mounts.mountinfo()]):
-            if point.startswith(f"{folder}/"):
-                mounts.unmount(Path(point), detach=True)
-        shutil.rmtree(folder, ignore_errors=True)
+        _take_away(folder)
+
+
+def _take_away(folder: Path) -> None:
+    for point in reversed([entry.mount_point for entry in mounts.mountinfo()]):
+        if point.startswith(f"{folder}/"):
+            mounts.unmount(Path(point), detach=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Raises BlockingIOError while another process has it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _line(what: str, needed_by: frozenset[str], mend: str, attempt: Callable[[], str | None]) -> Line:

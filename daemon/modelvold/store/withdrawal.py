@@ -130,7 +130,9 @@ class Withdrawal:
             content, sums = content_of(segment), _sums(segment) if segment.durable else None
             if sums is None:
                 segment.was = b"" if segment.shown else None  # whatever comes may be something else
-            elif sums[0] != self._catalog.fingerprint(content.id, segment.number):
+            elif (recorded := self._catalog.fingerprint(content.id, segment.number)) is None:
+                segment.was = b"" if segment.shown else None  # removed meanwhile
+            elif sums[0] != recorded:
                 log.error("rot segment=%s seen='when it was to be evicted'", segment.path)
                 rotten.append(segment)
             elif not content.is_verified:
