@@ -54,7 +54,7 @@ class Database:
         self._writer = self._connect()
         self._writer.execute("PRAGMA journal_mode=WAL")
         self._reader = self._connect()
-        self.refill()
+        self._take_ballast()
         with self.write() as cursor:
             cursor.execute("CREATE TABLE IF NOT EXISTS schema (room TEXT PRIMARY KEY, version INTEGER NOT NULL)")
 
@@ -71,7 +71,7 @@ class Database:
         Raises Exhausted where the disk has no room for it, Failing where SQLite cannot write; IntegrityError is the block's own.
         """
         with self._write_lock:
-            self._drop_ballast(_LEAST_FREE)
+            is_dropped = self._drop_ballast(_LEAST_FREE)
             cursor = self._writer.cursor()
             try:
                 cursor.execute("BEGIN IMMEDIATE")
@@ -87,10 +87,12 @@ class Database:
                 raise
             finally:
                 cursor.close()
+                if is_dropped:  # again, before somebody else has it
+                    self._take_ballast()
 
     def refill(self) -> None:
-        """The ballast is there again, where there is room for it and as much again."""
-        if self._available() > 2 * _BALLAST and not self._has_ballast():
+        """The ballast is whole again, where there is room for it and for a transaction."""
+        if self.owed and self._available() > _BALLAST + _LEAST_FREE:
             with self._write_lock:
                 self._take_ballast()
 
@@ -98,32 +100,45 @@ class Database:
     def lent(self) -> Iterator[None]:
         """While the block lasts, the ballast's room is free, where the disk is full."""
         with self._write_lock:
-            had = self._has_ballast()
-            self._drop_ballast(_BALLAST)
+            is_lent = self._drop_ballast(_BALLAST)
         try:
             yield
         finally:
-            if had and not self._has_ballast():
+            if is_lent:
                 with self._write_lock:
                     self._take_ballast()
 
-    def _has_ballast(self) -> bool:
-        return self._ballast.exists() and self._ballast.stat().st_size > 0
+    @property
+    def owed(self) -> int:
+        """Bytes that the ballast lacks: nobody else in this store is to take them."""
+        try:
+            return max(0, _BALLAST - self._ballast.stat().st_size)
+        except FileNotFoundError:
+            return _BALLAST
 
     def _take_ballast(self) -> None:
+        """As much of it as there is room for."""
+        if not self.owed:
+            return
         with suppress(OSError):
             descriptor = os.open(self._ballast, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
-                os.posix_fallocate(descriptor, 0, _BALLAST)
-            except OSError:
-                os.truncate(self._ballast, 0)
+                for size in (_BALLAST, _BALLAST // 2, _BALLAST // 4):
+                    os.ftruncate(descriptor, 0)
+                    with suppress(OSError):
+                        os.posix_fallocate(descriptor, 0, size)
+                        return
+                os.ftruncate(descriptor, 0)
             finally:
                 os.close(descriptor)
 
-    def _drop_ballast(self, needed: int) -> None:
-        if self._has_ballast() and not self._has_room(needed):
-            log.warning("drop ballast path=%s reason='the disk is full'", self._ballast)
-            os.truncate(self._ballast, 0)
+    def _drop_ballast(self, needed: int) -> bool:
+        """Where there is not so much room: whether there was one to drop."""
+        if self.owed == _BALLAST or self._has_room(needed):
+            return False
+        log.debug("drop ballast path=%s reason='the disk is full'", self._ballast)
+        os.truncate(self._ballast, 0)
+        return True
 
     def _has_room(self, needed: int) -> bool:
         """What is free and what of it is for us is not the same for root, nor on every file system: near the end it is tried."""

@@ -77,7 +77,7 @@ def choose(candidates: Iterable[Candidate], short: int, most: Lease, ahead: Mapp
 
 class Room:
     """`evict(segments)` makes them missing. `leases()` gives the leases there are, by content; others have none. `is_freed_late`: see
-    linux.filesystem."""
+    linux.filesystem. `owed()`: bytes of the disk that the catalog is to have."""
 
     def __init__(
         self,
@@ -88,6 +88,7 @@ class Room:
         leases: Callable[[], Mapping[int, Lease]],
         *,
         is_freed_late: bool = False,
+        owed: Callable[[], int] = lambda: 0,
     ) -> None:
         self._root = root
         self.bounds = bounds
@@ -95,6 +96,7 @@ class Room:
         self._evict = evict
         self._leases = leases
         self._is_freed_late = is_freed_late
+        self._owed = owed
         self._settled = threading.Condition()  # guards the four below
         self._held: Counter[Segment] = Counter()  # of transfers under way
         self._promised: set[Segment] = set()
@@ -139,7 +141,7 @@ class Room:
     def free(self) -> int:
         """Bytes that may be written without anything going; negative where the bounds are passed already."""
         disk = os.statvfs(self._root)
-        free = disk.f_bavail * disk.f_frsize - self.bounds.reserve
+        free = disk.f_bavail * disk.f_frsize - self.bounds.reserve - self._owed()
         if self.bounds.quota:
             free = min(free, self.bounds.quota - self._used())
         return free

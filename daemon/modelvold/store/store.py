@@ -117,6 +117,7 @@ class Store:
                 self._withdrawal.evict,
                 self._leases,
                 is_freed_late=disk is not None and disk.is_freed_late,
+                owed=lambda: database.owed,
             )
             judging = Judging(self.catalog, self._contents, self._settling, self)
             self._verification = life.enter_context(Verification(judging.judge, judging.could_not))
