@@ -164,7 +164,7 @@ def test_somebody_else_fills_the_disk(folder: Path, tally: Tally) -> None:
         other = registry.push.model({"other.bin": Generated(_MIB, 600)}, "models/other")
         settings = {
             "store": {"root": str(disk / "store"), "reserve": ""},
-            "fetch": {"deadline": 3, "prefetch": False},
+            "fetch": {"deadline": 1, "prefetch": False},
         }
         with Daemon(folder / "daemon", settings) as daemon:
             _cli(daemon, "mount", model.reference, here)

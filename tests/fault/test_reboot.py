@@ -71,7 +71,7 @@ def test_mounts_are_there_again_without_a_registry(folder: Path, tally: Tally) -
             registry.stop()
             [missing] = [path for path in _segments(node.root) if path.stat().st_size == 0][:1]
             missing.write_bytes(os.urandom(4096))
-            node.daemon.configure("fetch", deadline=1)
+            node.daemon.configure("fetch", deadline=0.5)
             node.daemon.start()
             points = {mount.point for mount in mounted(node.daemon.run)}
             for name in ("one", "three"):
@@ -141,7 +141,7 @@ def test_a_disk_that_fails_serves_no_zeros(folder: Path, tally: Tally, backing: 
     with Registry(folder / "registry") as registry, _failing_disk(folder, backing) as disk:
         model = registry.push.model(files)
         other = registry.push.model({"x.bin": Generated(_MIB, 800)}, "models/other")
-        settings = {"store": {"root": str(disk / "store")}, "fetch": {"deadline": 2, "prefetch": False}}
+        settings = {"store": {"root": str(disk / "store")}, "fetch": {"deadline": 1, "prefetch": False}}
         with Daemon(folder / "daemon", settings) as daemon:
             assert daemon.cli("mount", model.reference, here).returncode == 0, daemon.log_text()
             pieces = [Piece(n, at, _MIB) for n in range(5) for at in range(0, 32 * _MIB, 4 * _MIB)]
