@@ -21,8 +21,8 @@ WHOLE = "whole"
 class Content:
     """`source` is the repository whose unverified bytes these are, empty once they lie in the shared place.
 
-    `state` is one of unverified, verified, quarantined. The store alone changes it. Of a verified content what is here was found
-    right, and what was evicted has a digest that it must have when it comes again.
+    `state` is one of unverified, verified, quarantined. The store alone changes it. Of a verified content what was evicted has a digest
+    that it must have when it comes again; what is here was found right, or had that.
     """
 
     __slots__ = (

@@ -1,4 +1,6 @@
-"""Whom the store tells, and whom it asks. Its methods are called by the thread that did the thing, no lock held."""
+"""Whom the store tells, and whom it asks, by the thread that did the thing. No lock is held but in two places: what is durable is told
+while segments are settled (so nobody may record, withdraw or judge in answer), and leases are asked for while room is shared out (so nobody
+may take room)."""
 
 from __future__ import annotations
 

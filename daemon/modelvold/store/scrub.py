@@ -103,7 +103,7 @@ class Scrub:
                     for _ in self._store.scrub(content, Pace(BACKGROUND_RATE, self._ending.wait)):
                         if self._ending.is_set():
                             return
-                except (OSError, Failure) as error:
+                except Failure as error:
                     log.warning("scrub content=%s ended reason=%r", content.digest, str(error))
 
     def _due(self) -> list[Content]:

@@ -297,16 +297,16 @@ class Store:
     # -- shrinking
 
     def withdraw(self, segments: Sequence[Segment]) -> None:
-        """Makes segments missing that are lost or wrong (`store.withdrawal`)."""
+        """Makes segments missing whose bytes are lost (`store.withdrawal`)."""
         self._withdrawal.run(segments)
 
     def withdraw_wrong(self, segments: Sequence[Segment]) -> None:
-        """And has those who read them dealt with."""
+        """Makes segments missing whose bytes are wrong, and has those who read them dealt with."""
         self.wrong_segments += sum(segment.taken > 0 for segment in segments)
         self._withdrawal.run(segments, self._above.on_wrong)
 
     def scrub(self, content: Content, pace: Pace) -> Iterator[Looked]:
-        """Reads what is durable of it again; what is not what was recorded goes at once. Raises OSError, Failure."""
+        """Reads what is durable of it again; what is not what was recorded goes at once. Raises Failure."""
         began = int(time.time())
         for segment in content.segments:
             if segment.durable and not segment.moved and self.has(content.id):
@@ -400,20 +400,21 @@ class Store:
     def on_verified(self, content: Content) -> None:
         for segment in content.segments:  # what they sent is right
             segment.hosts = ()
-        content.scrubbed = int(time.time())  # all of it was just read
-        self.catalog.scrubbed(content.id, content.scrubbed)
         held = [segment for segment in content.segments if segment.withheld]
         for segment in held:
             segment.withheld = withholds(self.verify, segment)
             self._watchers.on_grown(segment)
         self._watchers.on_durable([segment for segment in held if segment.is_open])
+        content.scrubbed = int(
+            time.time()
+        )  # all of it was just read; written down last, since a full disk may hinder it
+        self.catalog.scrubbed(content.id, content.scrubbed)
 
     def on_mismatch(self, content: Content, reason: str) -> bool:
         """Its bytes go; whether all of it is fetched once more, from somebody else."""
         content.suspect(content.served_by, _DOUBT_OF_LAYER)
-        content.reason = (
-            reason  # and written down first, so that what was read of it is known to be wrong after a crash, too
-        )
+        # Written down first, so that what was read of it is known to be wrong after a crash, too.
+        content.reason = reason
         self.catalog.set_state(content.id, content.state, reason)
         log.error("mismatch content=%s sent_by=%s reason=%r", content.digest, sorted(content.suspects), reason)
         self.withdraw_wrong(content.segments)
