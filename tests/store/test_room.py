@@ -156,7 +156,9 @@ def test_the_reserve_is_left_to_others(tmp_path: Path) -> None:
     with Store(tmp_path, Bounds(reserve=2 * free)) as store:
         content = add(store, bytes(SIZE), SIZE)
         assert store.room.free() < 0
-        with pytest.raises(Exhausted, match="no room for 4096 bytes"):
+        with pytest.raises(
+            Exhausted, match=r"no room for 4\.00 KiB more, 0 B are left \(.* of the disk left to others\)"
+        ):
             store.room.take(content.segments, is_demand=True)
         assert not content.segments[0].reserved
 

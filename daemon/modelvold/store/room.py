@@ -22,6 +22,7 @@ from pathlib import Path
 
 from modelvold.errors import Exhausted, Failing
 from modelvold.linux.files import sync_folder_filesystem
+from modelvold.store.amount import size
 from modelvold.store.content import Content, content_of
 from modelvold.store.segment import Segment
 
@@ -208,10 +209,11 @@ class Room:
         return sum(segment.taken for content in self._contents() for segment in content.segments)
 
     def _exhausted(self, needed: int) -> Exhausted:
-        quota = f"a quota of {self.bounds.quota} bytes, " if self.bounds.quota else ""
-        bounds = f"{quota}{self.bounds.reserve} bytes of the disk kept for others"
-        left = max(0, self.free())
-        return Exhausted(f"store {self._root}: no room for {needed} bytes more, {left} are left ({bounds})", _REMEDY)
+        bounds = [f"a quota of {size(self.bounds.quota)}"] if self.bounds.quota else []
+        bounds += [f"{size(self.bounds.reserve)} of the disk left to others"] if self.bounds.reserve else []
+        why = f" ({', '.join(bounds)})" if bounds else ""
+        left = size(max(0, self.free()))
+        return Exhausted(f"store {self._root}: no room for {size(needed)} more, {left} are left{why}", _REMEDY)
 
 
 def _ahead(candidates: Iterable[Candidate], needed: int) -> Mapping[Lease, int]:
