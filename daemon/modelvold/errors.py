@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 
 #: What differs from one range, or from one moment, to the next. (A digest may end in digits.)
-_COUNTS = re.compile(r"bytes [0-9]+(-[0-9]+)?|(?<![0-9a-f])[0-9]+( of [0-9]+)? bytes|[0-9.]+ s\b|segment [0-9]+")
+_COUNTS = re.compile(
+    r"bytes [0-9]+(-[0-9]+)?|(?<![0-9a-f])[0-9]+( of [0-9]+)? bytes|[0-9.]+ s\b|segment [0-9]+|[0-9.]+ (?:[KMGTP]i)?B\b"
+)
 
 
 class Failure(Exception):
@@ -29,7 +31,12 @@ class Failure(Exception):
     @property
     def cause(self) -> str:
         """The same for every range, count and moment of which it is said: so that hundreds of one cause are told as one."""
-        return f"{type(self).__name__}: {_COUNTS.sub('', self.message)}"
+        return f"{type(self).__name__}: {without_counts(self.message)}"
+
+
+def without_counts(text: str) -> str:
+    """What is left when ranges, counts, amounts and times are taken out."""
+    return _COUNTS.sub("", text)
 
 
 class InvalidInput(Failure):

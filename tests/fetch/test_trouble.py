@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from modelvold.errors import Unreachable
+from modelvold.errors import Exhausted, Unreachable
 from modelvold.fetch.trouble import PROGRESS, Troubles
 
 KEY = (1, 7)
@@ -102,3 +102,10 @@ def test_no_more_causes_are_remembered_than_a_few() -> None:
     for number in range(1000):
         troubles.is_news(1, Unreachable(f"cause x{number}x"), 0.0)
     assert len(troubles._told[1].causes) <= 16
+
+
+def test_amounts_make_no_other_cause() -> None:
+    """A full disk is one cause, however much was asked for and is left."""
+    said = [f"store /s: no room for {n}.0 MiB more, {n}.3 KiB are left (a quota of 2.00 GiB)" for n in (16, 8)]
+    assert len({Exhausted(text).cause for text in said}) == 1
+    assert Exhausted("store /s: no room").cause != Exhausted("store /t: no room").cause

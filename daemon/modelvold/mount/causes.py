@@ -6,6 +6,8 @@ import logging
 import threading
 import time
 
+from modelvold.errors import without_counts
+
 log = logging.getLogger(__name__)
 
 #: Seconds for which a cause that was told is counted only.
@@ -20,12 +22,12 @@ class Causes:
 
     def tell(self, what: str, reason: str, segments: int, reads: int) -> None:
         """One line, and then for a while none: the next one has what was counted meanwhile."""
-        now = time.monotonic()
+        now, cause = time.monotonic(), without_counts(reason)
         with self._lock:
-            when, held_segments, held_reads = self._told.pop(reason, (-QUIET, 0, 0))
+            when, held_segments, held_reads = self._told.pop(cause, (-QUIET, 0, 0))
             is_due = now >= when + QUIET
             segments, reads = segments + held_segments, reads + held_reads
-            self._told[reason] = (now, 0, 0) if is_due else (when, segments, reads)
+            self._told[cause] = (now, 0, 0) if is_due else (when, segments, reads)
             if len(self._told) > _MOST:
                 del self._told[next(iter(self._told))]
         if is_due:
