@@ -15,7 +15,8 @@ BLOB_PATH = re.compile(r"/v2/(?P<repository>.+)/blobs/(?P<target>[^/]+)")
 class Auth:
     """Whom the registry answers. Without `bearer` it wants Basic; with it, tokens from its own `/token`.
 
-    With `anonymous` the token server gives tokens to those without a name too. `life` in seconds, None leaves it out.
+    With `anonymous` the token server gives tokens to those without a name too. `life` in seconds, None leaves it out. `realm` is
+    the origin where its token server is said to be, if not its own.
     """
 
     username: str = "user"
@@ -24,6 +25,7 @@ class Auth:
     anonymous: bool = False
     life: int | None = 300
     token_key: str = "token"
+    realm: str = ""
 
     def is_known(self, authorization: str) -> bool:
         pair = base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
@@ -99,5 +101,12 @@ class Behaviour:
     #: Send blob requests to the same path, with a signature, of this origin ("http://host:port") by `redirect_status`.
     redirect_to: str = ""
     redirect_status: int = 307
+    #: Beside the signature in the address sent to ("name=text&…"), and headers of the answer that sends there.
+    redirect_query: str = ""
+    redirect_headers: dict[str, str] = field(default_factory=dict)
+    #: As storage: a signature is good for so many requests, and answered with 403 from then on.
+    signature_uses: int | None = None
+    #: So many of the next tokens given are forgotten at once.
+    token_losses: int = 0
     #: Close the connection after each answer without having said so.
     drop_idle: bool = False

@@ -160,7 +160,7 @@ class _Conversation(http.server.BaseHTTPRequestHandler):
         found = MANIFEST_PATH.fullmatch(self.asked.path) or BLOB_PATH.fullmatch(self.asked.path)
         scope = f"repository:{found['repository']}:pull" if found else ""
         if registry.auth and registry.auth.bearer:
-            challenge = f'Bearer realm="{registry.origin}/token",service="{registry.address}",scope="{scope}"'
+            challenge = f'Bearer realm="{registry.auth.realm or registry.origin}/token",service="{registry.address}",scope="{scope}"'
         else:
             challenge = 'Basic realm="fake"'
         self._refuse(401, "UNAUTHORIZED", {"WWW-Authenticate": challenge})
@@ -172,7 +172,10 @@ class _Conversation(http.server.BaseHTTPRequestHandler):
             self._refuse(401, "UNAUTHORIZED")
             return
         token = secrets.token_urlsafe(16)
-        registry.tokens.add(token)
+        if registry.behaviour.token_losses:
+            registry.behaviour.token_losses -= 1
+        else:
+            registry.tokens.add(token)
         said: dict[str, Any] = {auth.token_key: token} | ({} if auth.life is None else {"expires_in": auth.life})
         self._send(200, Generated.of(json.dumps(said).encode()), {"Content-Type": "application/json"})
 
@@ -191,7 +194,12 @@ class _Conversation(http.server.BaseHTTPRequestHandler):
         blob = registry.blobs.get(target)
         if self.ill.redirect_to:
             location = f"{self.ill.redirect_to}{self.asked.path}?X-Signature=hush-{secrets.token_hex(8)}"
-            self._send(self.ill.redirect_status, Generated.of(b"<a>elsewhere</a>"), {"Location": location})
+            location += f"&{self.ill.redirect_query}" if self.ill.redirect_query else ""
+            headers = {"Location": location, **self.ill.redirect_headers}
+            self._send(self.ill.redirect_status, Generated.of(b"<a>elsewhere</a>"), headers)
+            return
+        if self._is_worn_out(registry):
+            self._refuse(403, "DENIED")
             return
         if blob is None:
             self._refuse(404, "BLOB_UNKNOWN")
@@ -207,6 +215,10 @@ class _Conversation(http.server.BaseHTTPRequestHandler):
             return
         headers["Content-Range"] = f"bytes {first}-{last}/{self.ill.claimed_size or blob.size}"
         self._send(206, self._spoilt(blob, first, last + 1 - first), headers)
+
+    def _is_worn_out(self, registry: Holdings) -> bool:
+        uses, signature = self.ill.signature_uses, self.asked.query.get("X-Signature", "")
+        return uses is not None and sum(r.query.get("X-Signature") == signature for r in registry.requests) > uses
 
     def _spoilt(self, blob: Generated, start: int, size: int) -> Generated:
         def read(offset: int, length: int) -> bytes:

@@ -31,9 +31,18 @@ def open_range(
     timeout: float = 5,
     size: int | None = None,
     avoid: AbstractSet[str] = frozenset(),
+    *,
+    takes_whole: bool = False,
 ) -> Body:
     return client.open_range(
-        repository(host), digest, BlobOffset(start), BlobOffset(end), timeout=timeout, size=size, avoid=avoid
+        repository(host),
+        digest,
+        BlobOffset(start),
+        BlobOffset(end),
+        timeout=timeout,
+        size=size,
+        avoid=avoid,
+        takes_whole=takes_whole,
     )
 
 

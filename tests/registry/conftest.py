@@ -11,6 +11,7 @@ import pytest
 from modelvold.registry.client import Client
 from modelvold.registry.credentials import Credentials
 from modelvold.registry.hosts import Hosts
+from modelvold.registry.proxies import NO_PROXIES, Proxies
 
 from tests.fakes.authority import Authority
 
@@ -33,13 +34,14 @@ def _nothing_left() -> Iterator[None]:
 
 @pytest.fixture
 def make_client(tmp_path: Path) -> Iterator[MakeClient]:
-    """`make_client(facade=…, docker_config=…)`; hosts.toml files lie under `tmp_path / "certs.d"`."""
+    """`make_client(facade=…, docker_config=…, proxies=…)`; hosts.toml files lie under `tmp_path / "certs.d"`."""
     with ExitStack() as stack:
 
         def make(
             *,
             facade: str | None = None,
             docker_config: Path | None = None,
+            proxies: Proxies = NO_PROXIES,
             connect_timeout: float = 5,
             read_timeout: float = 5,
         ) -> Client:
@@ -48,6 +50,7 @@ def make_client(tmp_path: Path) -> Iterator[MakeClient]:
                     Hosts(tmp_path / "certs.d"),
                     Credentials(docker_config),
                     facade=facade,
+                    proxies=proxies,
                     connect_timeout=connect_timeout,
                     read_timeout=read_timeout,
                 )

@@ -7,15 +7,17 @@ import json
 import logging
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from modelvold import errors
 from modelvold.oci.document import Descriptor
 from modelvold.oci.reference import Repository
+from modelvold.registry import tokens
 from modelvold.registry.client import Client
 from modelvold.registry.credentials import BasicCredentials
 
-from tests.fakes.registry import Auth, FakeRegistry
+from tests.fakes.registry import Auth, Behaviour, FakeRegistry
 from tests.registry.asking import REPOSITORY, open_range, read_range, reference, repository
 from tests.registry.conftest import MakeClient, WriteHosts
 
@@ -183,6 +185,62 @@ def test_many_threads_share_one_token(client: Client) -> None:
         assert [request.path for request in registry.requests].count("/token") == 1
 
 
+def test_a_token_that_ends_in_the_middle_of_many_ranges(client: Client) -> None:
+    """Forgotten while eight read: each range comes, and one of the eight asks for the next token."""
+    with FakeRegistry(auth=Auth(bearer=True)) as registry:
+        blob = registry.put_blob(b"0123456789" * 100)
+        client.remember(repository(registry.address), USER)
+        between, got = threading.Barrier(8, action=registry.forget_tokens), list[bytes]()
+
+        def read(n: int) -> None:
+            for k in range(10):
+                if k == 5:
+                    between.wait(10)
+                got.append(read_range(client, registry.address, blob, n * 100 + k, n * 100 + k + 4))
+
+        threads = [threading.Thread(target=read, args=(n,)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(got) == sorted((b"0123456789" * 2)[k : k + 4] for k in range(10) for _ in range(8))
+        statuses = [request.status for request in registry.requests if request.path != "/token"]
+        assert statuses.count(206) == 80
+        assert statuses.count(401) <= 16
+        assert len(registry.requests) - len(statuses) == 2
+
+
+def test_a_token_that_ends_before_it_is_used(client: Client) -> None:
+    """The old one is refused, and so is the new one; the next is taken. One that is refused again is refused for good."""
+    with FakeRegistry(auth=Auth(bearer=True)) as registry:
+        blob = registry.put_blob(b"0123456789")
+        client.remember(repository(registry.address), USER)
+        assert read_range(client, registry.address, blob, 2, 6) == b"2345"
+        registry.forget_tokens()
+        registry.behaviour = Behaviour(token_losses=1)
+        assert read_range(client, registry.address, blob, 2, 6) == b"2345"
+        assert [request.status for request in registry.requests][3:] == [401, 200, 401, 200, 206]
+        registry.forget_tokens()
+        registry.behaviour = Behaviour(token_losses=2)
+        with pytest.raises(errors.Unauthorized):
+            open_range(client, registry.address, blob, 2, 6)
+
+
+def test_a_token_is_renewed_before_it_ends(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is refused for it: of the life that was named, a fifth is left unused."""
+    now = [1000.0]
+    monkeypatch.setattr(tokens, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with FakeRegistry(auth=Auth(bearer=True, life=100)) as registry:
+        blob = registry.put_blob(b"0123456789")
+        client.remember(repository(registry.address), USER)
+        for passed in (0, 79, 80, 159, 160):
+            now[0] = 1000.0 + passed
+            assert read_range(client, registry.address, blob, 2, 6) == b"2345"
+        statuses = [(request.path == "/token", request.status) for request in registry.requests]
+        range_, token = (False, 206), (True, 200)
+        assert statuses == [(False, 401), token, range_, range_, token, range_, range_, token, range_]
+
+
 @pytest.mark.parametrize(
     ("status", "noun"), [(401, "Unauthorized"), (403, "Forbidden"), (500, "Unreachable"), (404, "NotFound")]
 )
@@ -271,8 +329,8 @@ def test_secrets_stay_secret(client: Client, write_hosts: WriteHosts, caplog: py
             with pytest.raises(errors.Unauthorized) as caught:
                 client.resolve(reference(registry.address), STRANGER)
             words += [repr(caught.value), str(caught.value), *(repr(request) for request in registry.requests)]
-            tokens = registry.tokens
+            given = registry.tokens
         everything = "".join(words) + caplog.text
         assert "leave host=" in caplog.text
-        for secret in ("secret", "wrong-hush", base64.b64encode(b"user:secret").decode(), *tokens):
+        for secret in ("secret", "wrong-hush", base64.b64encode(b"user:secret").decode(), *given):
             assert secret not in everything.replace("image pull secret", "")

@@ -8,9 +8,11 @@ import re
 import ssl
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from modelvold import errors
+from modelvold.registry import standing
 from modelvold.registry.client import Client
 from modelvold.registry.credentials import BasicCredentials
 
@@ -79,6 +81,39 @@ def test_a_mirror_that_breaks_off_is_asked_last(client: Client, write_hosts: Wri
             read_range(client, NAME, blob, 0, 8)
         assert read_range(client, NAME, blob, 0, 8) == b"01234567"
         assert (len(mirror.requests), len(server.requests)) == (1, 1)
+
+
+def test_a_mirror_that_failed_is_gone_back_to(
+    client: Client, write_hosts: WriteHosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked last for half a minute, mended or not, and then as hosts.toml says; sooner if all others fail."""
+    now = [1000.0]
+    monkeypatch.setattr(standing, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with FakeRegistry() as mirror, FakeRegistry() as server:
+        write_hosts(NAME, hosts(mirror, server=server))
+        blob = server.put_blob(b"0123456789")
+        mirror.put_blob(b"0123456789")
+        order: list[tuple[int, int]] = []
+
+        def read(passed: float) -> None:
+            now[0] = 1000.0 + passed
+            before = len(mirror.requests), len(server.requests)
+            assert read_range(client, NAME, blob, 2, 6) == b"2345"
+            order.append((len(mirror.requests) - before[0], len(server.requests) - before[1]))
+
+        read(0)
+        mirror.behaviour.status = {".*": 503}
+        read(1)
+        mirror.behaviour = Behaviour()
+        for passed in (2, 30, 31.1, 32):
+            read(passed)
+        assert order == [(1, 0), (1, 1), (0, 1), (0, 1), (1, 0), (1, 0)]
+        mirror.behaviour.status = {".*": 503}
+        read(33)
+        mirror.behaviour, server.behaviour = Behaviour(), Behaviour(status={".*": 503})
+        for passed in (34, 35):
+            read(passed)
+        assert order[6:] == [(1, 1), (1, 1), (1, 0)]
 
 
 @pytest.mark.parametrize(
@@ -390,6 +425,11 @@ def test_client_certificates(client: Client, write_hosts: WriteHosts, authority:
         for named in (f"[{pair}]", f'"{both}"', f'["{both}"]'):
             write_hosts(registry.address, f"{start}client = {named}\n")
             assert client.head(reference(registry.address)).digest == digest
+        blob = registry.put_blob(b"0123456789")
+        asked = len(registry.requests)
+        for _ in range(3):
+            assert read_range(client, registry.address, blob, 2, 6) == b"2345"
+        assert len({request.connection for request in registry.requests[asked:]}) == 1
 
 
 def test_dockers_layout_of_certificates(client: Client, authority: Authority, tmp_path: Path) -> None:

@@ -165,6 +165,16 @@ def test_a_slow_body_is_not_a_silent_one(client: Client) -> None:
         assert read_range(client, registry.address, digest, 0, SIZE, timeout=1) == CONTENT.read(0, SIZE)
 
 
+def test_a_body_may_take_longer_than_any_silence(client: Client) -> None:
+    """What counts is that it goes on."""
+    with FakeRegistry() as registry:
+        digest = registry.put_blob(CONTENT)
+        registry.behaviour.rate, registry.behaviour.piece = 120_000, 6_000
+        began = time.monotonic()
+        assert read_range(client, registry.address, digest, 0, SIZE, timeout=1) == CONTENT.read(0, SIZE)
+        assert time.monotonic() - began > 2
+
+
 def test_more_than_the_range_is_declared(client: Client) -> None:
     with FakeRegistry() as registry:
         digest = registry.put_blob(CONTENT)
@@ -256,6 +266,50 @@ def test_ignored_ranges_far_into_a_blob_are_refused(client: Client) -> None:
         registry.behaviour.ignore_range = True
         with pytest.raises(errors.Malformed, match=f"{registry.address} ignores ranges"):
             open_range(client, registry.address, digest, 1 << 39, (1 << 39) + 10)
+
+
+@pytest.mark.parametrize("framing", ["", "chunked", "until_close"])
+def test_whoever_takes_the_whole_is_given_what_comes_ahead(client: Client, framing: str) -> None:
+    with FakeRegistry() as registry:
+        digest = registry.put_blob(CONTENT)
+        if framing:
+            setattr(registry.behaviour, framing, True)
+        for ignores, ahead in ((False, 0), (True, 100_000)):
+            registry.behaviour.ignore_range = ignores
+            with open_range(client, registry.address, digest, 100_000, 200_000, size=SIZE, takes_whole=True) as body:
+                assert (body.ahead, body.got, body.length) == (ahead, 0, ahead + 100_000)
+                assert drain(body) == CONTENT.read(100_000 - ahead, ahead + 100_000)
+                assert (body.ahead, body.got, body.length) == (ahead, ahead + 100_000, ahead + 100_000)
+        for start, end in ((0, 10), (0, SIZE), (SIZE - 1, SIZE)):
+            with open_range(client, registry.address, digest, start, end, takes_whole=True) as body:
+                assert (body.ahead, body.length) == (start, end)
+                assert drain(body) == CONTENT.read(0, end)
+
+
+def test_nothing_is_too_far_for_whoever_takes_the_whole(client: Client) -> None:
+    """And the bytes ahead come at once, not when the range begins."""
+    huge = generated(1 << 40)
+    with FakeRegistry() as registry:
+        digest = registry.put_blob(huge, Digest.of(b"huge"))
+        registry.behaviour.ignore_range = True
+        with open_range(client, registry.address, digest, 1 << 39, (1 << 39) + 10, takes_whole=True) as body:
+            assert (body.ahead, body.length) == (1 << 39, (1 << 39) + 10)
+            view = memoryview(bytearray(1 << 20))
+            got = body.readinto(view)
+            assert bytes(view[:got]) == huge.read(0, got)
+            assert body.got == got
+        with pytest.raises(errors.Malformed, match="a size that lies"):
+            open_range(client, registry.address, digest, 1 << 39, 1 << 41, takes_whole=True)
+
+
+def test_what_comes_ahead_and_is_cut_is_counted(client: Client) -> None:
+    with FakeRegistry() as registry:
+        digest = registry.put_blob(CONTENT)
+        registry.behaviour.ignore_range, registry.behaviour.cut_after = True, 5000
+        cut = pytest.raises(errors.Unreachable, match="sent 5000 of 200000 bytes")
+        with open_range(client, registry.address, digest, 100_000, 200_000, takes_whole=True) as body, cut:
+            drain(body)
+        assert (body.got, body.ahead) == (5000, 100_000)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,11 @@ def port_of(address: str, scheme: str) -> int:
     return split(address)[1] or _SCHEME_PORTS[scheme]
 
 
+def join(host: str, port: int) -> str:
+    """The two that `split` gives, as one writes them in a URL."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def is_loopback(address: str) -> bool:
     """Whether `address` can only be this machine: `localhost`, 127.0.0.0/8, [::1]."""
     host, _ = split(address)

@@ -84,12 +84,12 @@ def check_length(body: bytes, length: int, what: str, address: str) -> None:
         raise Malformed(f"{what}: {address} has only {len(body)} of {length} bytes: a size that lies", _PUSH_AGAIN)
 
 
-def skip_before(answer: Answer, start: int, end: int, size: int | None, what: str, *, longest: int) -> int:
+def skip_before(answer: Answer, start: int, end: int, size: int | None, what: str, *, longest: int | None) -> int:
     """How many bytes of the body come before `start`, of an answer of 200 or 206 to a request for bytes [start, end) of a
     blob that has `size` bytes by its manifest, where that is known.
 
     Raises Malformed when the answer is for another range or of another blob's size, is encoded, is longer or shorter than
-    it says, or begins more than `longest` bytes too early.
+    it says, or begins more than `longest` bytes too early (None: as early as it likes).
     """
     _check_identity(answer, what)
     declared = answer.stream.length
@@ -101,7 +101,7 @@ def skip_before(answer: Answer, start: int, end: int, size: int | None, what: st
         return 0
     if declared is not None and (declared < end or declared != (size or declared)):
         raise _lie(declared, size, what, answer)
-    if start > longest:
+    if longest is not None and start > longest:
         cause = f"{answer.address} ignores ranges, and {start} bytes are too many to read and throw away"
         raise Malformed(f"{what}: {cause}", "serve the model from a registry that answers ranges")
     return start

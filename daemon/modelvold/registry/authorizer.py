@@ -1,7 +1,7 @@
 """One question to one host, with whatever the host wants to know first.
 
 Lifecycle of a question: as the host's last challenge for this repository demands, else without a name; a 401 teaches
-the challenge; then each of the credentials in turn, each renewed once when it is refused (a token may have ended, a
+the challenge; then each of the credentials in turn, each renewed when it is refused (a token may have ended, a
 program may know a newer password). Credentials are looked up only when a host asks for them.
 """
 
@@ -29,6 +29,8 @@ from modelvold.registry.tokens import Grant, Token, Tokens
 from modelvold.registry.wire import Answer, Headers, Request, Wire
 
 _MOST_CHALLENGES = 4096
+#: What a question is asked with in turn: what others had got, which may have ended one after the other, and two of its own.
+_MOST_TOKENS, _MOST_NEW = 4, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,18 +107,23 @@ class Authorizer:
         raise failure or refusal.unauthorized(f"{question.request.what}: {question.host.address} wants credentials")
 
     def _as(self, credentials: BasicCredentials | None, question: _Question, challenge: Challenge) -> Answer:
-        """Ask as `credentials`, and once more with a new token if the one we had is refused. Raises Unauthorized."""
-        for _ in range(2):
+        """Ask as `credentials`, and again with a new token if the one we had is refused, and once more if that one is: it may have
+        ended on the way. Raises Unauthorized."""
+        new = 0  # how many of those refused had been asked for just now
+        for _ in range(_MOST_TOKENS):
             grant = _grant(challenge, credentials, question.identity.repository)
-            authorization = self._authorization(grant, question)
+            authorization, is_new = self._authorization(grant, question)
             secret = (*question.headers, ("Authorization", authorization))
             answer = self._wire.follow(replace(question.request, secret=secret), question.deadline)
             if not _is_refused(answer):
                 return answer
             challenge = self._learn(question, answer)
+            new += is_new
             if grant.realm:
                 self._tokens.drop(grant, authorization.removeprefix("Bearer "))
             elif challenge.scheme == "basic":
+                break
+            if new == _MOST_NEW:
                 break
         raise refusal.of_status(401, question.request.what, question.host.address)
 
@@ -133,13 +140,20 @@ class Authorizer:
         if anonymous:
             yield None
 
-    def _authorization(self, grant: Grant, question: _Question) -> str:
+    def _authorization(self, grant: Grant, question: _Question) -> tuple[str, bool]:
+        """And whether it was asked for just now."""
         if not grant.realm:
             if grant.credentials is None:
                 address = question.host.address
                 raise refusal.unauthorized(f"{question.request.what}: {address} wants a user name and password")
-            return _basic(grant.credentials)
-        return f"Bearer {self._tokens.get(grant, lambda: self._ask_for_token(grant, question), question.deadline)}"
+            return _basic(grant.credentials), True
+        given: list[Token] = []
+
+        def ask() -> Token:
+            given.append(self._ask_for_token(grant, question))
+            return given[0]
+
+        return f"Bearer {self._tokens.get(grant, ask, question.deadline)}", bool(given)
 
     def _ask_for_token(self, grant: Grant, question: _Question) -> Token:
         """GET the realm, as `hosts.toml` says to speak to the host itself: its TLS and headers hold here too."""
@@ -183,9 +197,11 @@ def failure_of(answer: Answer, what: str, deadline: Deadline) -> Failure:
     """What an answer other than the one hoped for means; its stream is finished."""
     body = answer.stream.settle(deadline)
     wait = _wait_in(answer)
+    # Where a proxy forwarded it, nobody can tell whose word it is.
+    address = f"{answer.address} through the proxy {answer.via}" if answer.via else answer.address
     if answer.crossed:
-        return refusal.of_redirected(answer.status, what, answer.asked, answer.address, wait=wait)
-    return refusal.of_status(answer.status, what, answer.address, code=refusal.code_in(body), wait=wait)
+        return refusal.of_redirected(answer.status, what, answer.asked, address, wait=wait)
+    return refusal.of_status(answer.status, what, address, code=refusal.code_in(body), wait=wait)
 
 
 def _wait_in(answer: Answer) -> float:

@@ -27,8 +27,9 @@ _AGAIN = "the range is asked for again"
 class Body:
     """Context manager. One thread reads; `abort` may be called by any.
 
-    `length` is how many bytes it promises, `got` how many came. `host` is the registry's host that was asked, as hosts.toml names
-    it, wherever it sent us.
+    `length` is how many bytes it promises, `got` how many came; the first `ahead` of them lie before the range that was asked for,
+    where a host ignores ranges and whoever asked takes what it sends. `host` is the registry's host that was asked, as hosts.toml
+    names it, wherever it sent us.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Body:
         *,
         length: int,
         skip: int,
+        ahead: int = 0,
         exact: bool,
         timeout: float,
         what: str,
@@ -44,11 +46,12 @@ class Body:
         sender: str,
         on_failure: Callable[[], None],
     ) -> None:
-        """`skip` bytes come before the range and are thrown away; `exact` says that nothing may come after it.
+        """`skip` bytes come before the first of `length` and are thrown away; `exact` says that nothing may come after it.
 
         `timeout` is how many seconds without a byte end it. `sender` is who sends, for errors.
         """
         self.length = length
+        self.ahead = ahead
         self.got = 0
         self.host = host
         self._stream = stream

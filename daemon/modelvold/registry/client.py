@@ -19,25 +19,24 @@ from modelvold.oci.document import Descriptor, Index, Manifest
 from modelvold.oci.reference import Reference, Repository
 from modelvold.registry import answers
 from modelvold.registry import question as questions
-from modelvold.registry.authorizer import Authorizer, Identity, failure_of
+from modelvold.registry.asking import Asking
+from modelvold.registry.authorizer import Identity
 from modelvold.registry.body import Body
 from modelvold.registry.credentials import BasicCredentials, Credentials
 from modelvold.registry.deadline import Deadline
 from modelvold.registry.failover import Failover
 from modelvold.registry.hosts import Hosts
 from modelvold.registry.hosts_toml import PULL, Host
+from modelvold.registry.proxies import NO_PROXIES, Proxies
 from modelvold.registry.question import Question
-from modelvold.registry.wire import Answer, Request, Wire
+from modelvold.registry.wire import Answer, Wire
 
 #: For a document that is no manifest because of its size.
 _REPACK = "no manifest may be larger: the producer must repack it with fewer layers"
 _RANGED = frozenset({200, 206})
 #: Distribution's answer to a method it does not know; some registries know no HEAD of manifests.
 _NO_SUCH_METHOD = 405
-#: RFC 6585. Of a blob's range it counts who asks, and not for which; a 503 may be about one blob, and what was said of a document (which
-#: Docker Hub counts, as it does not blobs) says nothing of ranges.
-_TOO_MANY = 429
-#: A registry without ranges is read from the blob's start; beyond this it would cost more than it brings.
+#: What a registry without ranges sends before a range is thrown away; beyond this it would cost more than it brings.
 _LONGEST_SKIP = 64 << 20
 
 
@@ -55,20 +54,21 @@ class Client:
         credentials: Credentials,
         *,
         facade: str | None = None,
+        proxies: Proxies = NO_PROXIES,
         connect_timeout: float = 10,
         read_timeout: float = 20,
     ) -> None:
-        """`facade` is our own listener's host:port, never asked. Time-outs in seconds: to connect; of silence in an
-        answer.
+        """`facade` is our own listener's host:port, never asked; `proxies` are between us and whoever is asked, token servers and
+        storage included. Time-outs in seconds: to connect; of silence in an answer.
         """
         self._hosts = hosts
         self._credentials = credentials
         self._facade = facade
         self._connect_timeout = connect_timeout
         self._read_timeout = read_timeout
-        self._wire = Wire()
-        self._authorizer = Authorizer(self._wire, credentials)
+        self._wire = Wire(proxies)
         self._failover = Failover(hosts, facade)
+        self._asking = Asking(self._wire, credentials, self._failover, connect=connect_timeout, silence=read_timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -98,7 +98,7 @@ class Client:
 
         def ask(host: Host, deadline: Deadline) -> Descriptor:
             either = replace(question, good=frozenset({200, _NO_SUCH_METHOD}))
-            answer = self._ask("HEAD", either, host, deadline)
+            answer = self._asking.ask("HEAD", either, host, deadline)
             answer.stream.finish()
             named = answers.descriptor_in(answer, reference, question.what) if answer.status == 200 else None
             return named or self._whole(question, reference, host, deadline)[1]
@@ -133,7 +133,7 @@ class Client:
             raise Malformed(f"{question.what}: {cause}", "the producer must repack it")
 
         def ask(host: Host, deadline: Deadline) -> bytes:
-            answer = self._ask("GET", question, host, deadline)
+            answer = self._asking.ask("GET", question, host, deadline)
             body = answers.read_bounded(answer, question.what, deadline, self._read_timeout, descriptor.size)
             answers.check_length(body, descriptor.size, question.what, answer.address)
             answers.check_digest(body, descriptor.digest, question.what, answer.address)
@@ -146,7 +146,7 @@ class Client:
         question = questions.blob(repository, digest)
 
         def ask(host: Host, deadline: Deadline) -> bool:
-            self._ask("HEAD", question, host, deadline).stream.finish()
+            self._asking.ask("HEAD", question, host, deadline).stream.finish()
             return True
 
         try:
@@ -164,13 +164,17 @@ class Client:
         timeout: float,
         size: int | None = None,
         avoid: AbstractSet[str] = frozenset(),
+        takes_whole: bool = False,
     ) -> Body:
         """The blob's bytes [start, end), not empty, by one GET. Close the body, best by `with`.
+
+        A host that ignores ranges sends the blob from its start. `takes_whole`: the body hands those bytes out too, however many, and
+        says in `Body.ahead` how many; without, they are thrown away.
 
         `timeout` in seconds bounds the time until the answer begins, and then each silence, and how long it may come too slowly;
         `size` is how many bytes the manifest gives the whole blob. Hosts to `avoid` (as `Body.host` names them) are not asked;
         Mismatch where that leaves none. Raises Malformed for a range beyond the blob or a blob of another size ("a size that
-        lies"), and for a registry that ignores ranges where `start` is too far in to skip to. What may pass is told before what
+        lies"), and for a start that is too far in to skip to. What may pass is told before what
         will not: whoever wants a range asks for it again.
         """
         if not 0 <= start < end:
@@ -179,23 +183,26 @@ class Client:
         question = replace(questions.blob(repository, digest), headers=asked, good=_RANGED, is_range=True)
         what = f"{question.what} bytes {start}-{end}"
 
+        question = replace(question, what=what)
+        longest = None if takes_whole else _LONGEST_SKIP
+
+        def before(answer: Answer) -> int:
+            return answers.skip_before(answer, start, end, size, what, longest=longest)
+
         def ask(host: Host, deadline: Deadline) -> Body:
-            answer = self._ask("GET", replace(question, what=what), host, deadline)
-            try:
-                skip = answers.skip_before(answer, start, end, size, what, longest=_LONGEST_SKIP)
-            except BaseException:
-                answer.stream.discard()
-                raise
+            answer, early = self._asking.ask_for_range(question, host, deadline, before)
+            ahead = early if takes_whole else 0
             return Body(
                 answer.stream,
-                length=end - start,
-                skip=skip,
+                length=ahead + end - start,
+                skip=early - ahead,
+                ahead=ahead,
                 exact=answer.status == 206,
                 timeout=timeout,
                 what=what,
                 host=host.address,
                 sender=answer.address,
-                on_failure=lambda: self._failover.on_broken_answer(host),
+                on_failure=lambda: self._asking.on_broken_range(question, host, answer),
             )
 
         return self._failover.first(repository, PULL, what, Deadline(timeout), ask, avoid=avoid, again=True)
@@ -221,7 +228,7 @@ class Client:
         """GET the manifest, bounded; its digest must be the reference's, and the one the registry names where it
         does.
         """
-        answer = self._ask("GET", question, host, deadline)
+        answer = self._asking.ask("GET", question, host, deadline)
         body = answers.read_bounded(
             answer, question.what, deadline, self._read_timeout, document.LARGEST_DOCUMENT, remedy=_REPACK
         )
@@ -229,23 +236,3 @@ class Client:
             if digest is not None:
                 answers.check_digest(body, digest, question.what, answer.address)
         return body, Descriptor(answers.media_type_in(answer), Digest.of(body), len(body))
-
-    def _ask(self, method: str, question: Question, host: Host, deadline: Deadline) -> Answer:
-        """An answer of a status that is good for the question; any other is raised as what it means."""
-        repository = question.identity.repository
-        namespace = f"?ns={repository.host}" if questions.is_proxy(host, repository) else ""
-        request = Request(
-            method,
-            f"{host}{host.path}/{repository.path}/{question.path}{namespace}",
-            question.what,
-            headers=question.headers,
-            connect=host.dial_timeout or self._connect_timeout,
-            silence=self._read_timeout,
-        )
-        answer = self._authorizer.ask(host, request, question.identity, deadline)
-        if answer.status not in question.good:
-            failure = failure_of(answer, question.what, deadline)
-            if question.is_range and answer.status == _TOO_MANY and not answer.crossed:
-                self._failover.on_limit(host, failure, question.what)
-            raise failure
-        return answer

@@ -8,12 +8,12 @@ as part of another.
 from __future__ import annotations
 
 import http.client
-import ssl
 import threading
 import time
 
 from modelvold.registry.deadline import Deadline
-from modelvold.registry.line import Endpoint, Line
+from modelvold.registry.endpoint import Endpoint
+from modelvold.registry.line import Line
 
 #: Enough for every worker's connection to come back; load balancers drop idle ones after a minute.
 _MOST_IDLE = 64
@@ -28,6 +28,8 @@ class Connection:
         self.idle_since = 0.0
         self._line = Line()
         self._http = http.client.HTTPConnection(endpoint.host, endpoint.port)
+        # Storage checks signatures over the Host header, where the scheme's own port is not written.
+        self._http.default_port = 443 if endpoint.context else 80
         self._http.sock = self._line
         self._response: http.client.HTTPResponse | None = None
 
@@ -58,8 +60,6 @@ class Connection:
         self._line.wait_at_most(0)
         try:
             return self._line.receive(bytearray(1)) is None
-        except ssl.SSLWantReadError:
-            return True
         except OSError:
             return False
 
@@ -71,8 +71,6 @@ class Connection:
         self._line.wait_at_most(0)
         try:
             followed = bool(response.fp.peek(1))
-        except ssl.SSLWantReadError:
-            followed = False
         except OSError:
             return False
         response.close()

@@ -16,6 +16,7 @@ from email.utils import parsedate_to_datetime
 import msgspec
 
 from modelvold.errors import Failure, Forbidden, Malformed, NotFound, Unauthorized, Unreachable
+from modelvold.registry.proxies import Proxy
 
 _CODE = re.compile(r"[A-Za-z_]{1,64}")
 _LOG_IN = (
@@ -26,6 +27,8 @@ _LATER = "it is asked again; if it lasts, ask whoever runs the registry"
 _CHECK_HOST = "check the host's name, the network, and hosts.toml"
 #: Seconds. A registry may ask for an hour, but whoever reads waits a minute: within that it is asked a second time.
 LONGEST_WAIT = 30.0
+#: A proxy that counts wrong passwords locks the account, and what it forbids only a person allows.
+_BY_HAND_SECONDS = 15.0
 #: What storage says that is more than a passing word about the address we were sent to with: signatures end, some of them with 400.
 _STORAGE_MEANS = frozenset({404, 408, 416, 429})
 
@@ -43,6 +46,16 @@ _CAUSES: tuple[tuple[type[Exception], str], ...] = (
     (http.client.IncompleteRead, "the answer ended early"),
     (http.client.HTTPException, "it does not answer in HTTP"),
 )
+
+
+class ProxyError(OSError):
+    """The way to a host does not lead through its proxy. `remedy` is the next step; `wait` for how many seconds asking
+    again is no use.
+    """
+
+    def __init__(self, cause: str, remedy: str, wait: float = 0.0) -> None:
+        super().__init__(cause)
+        self.cause, self.remedy, self.wait = cause, remedy, wait
 
 
 class _Error(msgspec.Struct):
@@ -92,6 +105,21 @@ def of_redirected(status: int, what: str, host: str, target: str, *, wait: float
     return Unreachable(f"{what}: {host} redirects to {target}, which answered {status}", _LATER)
 
 
+def by_proxy(proxy: Proxy, status: int, place: str) -> ProxyError:
+    """What the `status` means with which `proxy` answered, asked for the way to `place` (host:port)."""
+    said, around = f"the proxy {proxy} answered {status}", f"name {place} in NO_PROXY if it can be reached without"
+    if status == 407:
+        known = bool(proxy.authorization)
+        cause = "the user name and password are wrong" if known else "it wants a user name and password"
+        remedy = f"write the right ones into {proxy.variable}, as http://user:password@host:port"
+        return ProxyError(f"{said}: {cause}", remedy, _BY_HAND_SECONDS)
+    if status < 500:
+        return ProxyError(
+            f"{said} for {place}", f"ask whoever runs the proxy to allow it, or {around}", _BY_HAND_SECONDS
+        )
+    return ProxyError(f"{said} for {place}", f"it is asked again; if it lasts, ask whoever runs the proxy, or {around}")
+
+
 def wait_in(header: str, now: datetime) -> float:
     """The seconds that a Retry-After asks for (RFC 9110 §10.2.3: a number, or a date); 0 where it says nothing that can be
     understood."""
@@ -106,6 +134,8 @@ def wait_in(header: str, now: datetime) -> float:
 
 def of_error(error: OSError | http.client.HTTPException, what: str, host: str) -> Unreachable:
     """The connection failed, or what came over it was not HTTP."""
+    if isinstance(error, ProxyError):
+        return Unreachable(f"{what}: {host}: {error.cause}", error.remedy, wait=error.wait)
     return Unreachable(f"{what}: {host}: {cause(error)}", _CHECK_HOST)
 
 

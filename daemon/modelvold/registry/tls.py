@@ -6,6 +6,7 @@ import socket
 import ssl
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 from modelvold.errors import InvalidInput
@@ -58,10 +59,10 @@ def secured(context: ssl.SSLContext, connected: socket.socket, host: str) -> ssl
         raise OSError(f"TLS: {host} is no host's name") from error
 
 
-def shake_hands(secured: ssl.SSLSocket, host: str, port: int) -> None:
-    """Within the socket's time-out. Raises OSError; PlainAnswerError for a server without TLS."""
+def shake_hands(do: Callable[[], None], host: str, port: int) -> None:
+    """Raises what `do` does; PlainAnswerError for a server without TLS."""
     try:
-        secured.do_handshake()
+        do()
     except ssl.SSLError as error:
         if error.reason in _PLAIN_ANSWERS:
             raise PlainAnswerError(host, port) from error
