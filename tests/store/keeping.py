@@ -9,6 +9,7 @@ from modelvold.errors import Failure
 from modelvold.layer.extent import CHUNK, ContentOffset, Extent
 from modelvold.oci.digest import Digest
 from modelvold.oci.media_type import Reading
+from modelvold.store.catalog import NewContent
 from modelvold.store.content import Content
 from modelvold.store.segment import Segment
 from modelvold.store.store import Store
@@ -24,15 +25,17 @@ def extents(length: int, size: int = CHUNK) -> tuple[Extent, ...]:
 
 
 def add(store: Store, data: bytes, size: int = CHUNK, *, source: str = SOURCE, digest: Digest | None = None) -> Content:
-    return store.add(digest or Digest.of(data), Reading.RAW, source, len(data), extents(len(data), size))
+    cut = extents(len(data), size)
+    return store.add([NewContent(digest or Digest.of(data), Reading.RAW, source, len(data), cut)])[0]
 
 
 def fill(store: Store, segment: Segment, data: bytes, count: int | None = None) -> None:
     """Appends the segment's own bytes of the whole content `data`, up to `count` of them all told."""
     end = segment.extent.start + (segment.length if count is None else count)
     with segment.writer() as writer:
-        writer.append(memoryview(data[segment.extent.start + segment.filled : end]))
-        store.on_appended(writer)
+        piece = memoryview(data[segment.extent.start + segment.filled : end])
+        writer.append(piece)
+        store.on_appended(writer, piece)
 
 
 def fill_all(store: Store, content: Content, data: bytes) -> None:

@@ -6,11 +6,13 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
-from modelvold.store import verification, withdrawal
+from modelvold.store import withdrawal
 from modelvold.store.content import Content
 from modelvold.store.room import Bounds, Lease
+from modelvold.store.running import RunningDigest, Stamp
 from modelvold.store.scrub import Pace
 from modelvold.store.segment import Segment
 from modelvold.store.store import Store
@@ -39,17 +41,27 @@ class Above:
 
 
 def _held_digest(monkeypatch: pytest.MonkeyPatch, *, before: bool) -> tuple[threading.Event, threading.Event]:
-    """The next digest waits, before its bytes are read or after; when it does, and until when."""
+    """The next digest waits, before bytes are read back or at the end; when it does, and until when."""
     waiting, going = threading.Event(), threading.Event()
-    real: Callable[[Content], str] = verification.digest_of
+    read, found = RunningDigest._read, RunningDigest.found
 
-    def held(content: Content) -> str:
-        found = "" if before else real(content)
+    def hold() -> None:
         waiting.set()
         going.wait(10)
-        return real(content) if before else found
 
-    monkeypatch.setattr(verification, "digest_of", held)
+    def held_read(running: RunningDigest, segment: Segment, *rest: Any) -> int:
+        hold()
+        return read(running, segment, *rest)
+
+    def held_found(running: RunningDigest) -> tuple[str, Stamp]:
+        what = found(running)
+        hold()
+        return what
+
+    if before:
+        monkeypatch.setattr(RunningDigest, "_read", held_read)
+    else:
+        monkeypatch.setattr(RunningDigest, "found", held_found)
     return waiting, going
 
 
@@ -61,7 +73,8 @@ def test_what_went_while_it_was_hashed_is_not_judged(
     waiting, going = _held_digest(monkeypatch, before=before)
     with Store(tmp_path) as store:
         content = add(store, DATA, SIZE)
-        fill_all(store, content, DATA)
+        for number in (1, 2, 3, 0):  # so that some are read back
+            fill(store, content.segments[number], DATA)
         assert waiting.wait(10)
         store._withdrawal.evict(content.segments[1:2])
         going.set()
@@ -73,6 +86,25 @@ def test_what_went_while_it_was_hashed_is_not_judged(
         content = add(store, DATA, SIZE)
         fill_all(store, content, DATA)
         wait_for_state(content, "verified")
+
+
+@pytest.mark.parametrize("is_right", [True, False], ids=["right bytes", "wrong bytes"])
+def test_what_came_meanwhile_is_not_judged_by_what_went(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_right: bool
+) -> None:
+    """Durable again when the verdict is due, and other bytes than were hashed."""
+    waiting, going = _held_digest(monkeypatch, before=False)
+    first, second = (bytes(len(DATA)), DATA) if is_right else (DATA, bytes(len(DATA)))
+    with Store(tmp_path) as store:
+        content = add(store, DATA, SIZE)
+        for segment in content.segments:
+            fill(store, segment, first if segment.number == 1 else DATA)
+        assert waiting.wait(10)
+        store._withdrawal.evict(content.segments[1:2])
+        fill(store, content.segments[1], second)
+        assert wait_until(lambda: content.is_durable, 10)
+        going.set()
+        wait_for_state(content, "verified" if is_right else "quarantined")
 
 
 def test_who_read_what_was_evicted_unverified_may_have_other_bytes(tmp_path: Path) -> None:
@@ -201,8 +233,8 @@ def test_room_of_a_transfer_is_nobody_elses(tmp_path: Path) -> None:
     """From when it was taken until the transfer has ended, also of the segments that it has not come to."""
     with Store(tmp_path, Bounds(quota=4 * SIZE)) as store:
         first, second = add(store, DATA, SIZE), add(store, DATA[1:], SIZE)
-        with store.room.taken(first.segments, is_demand=True):
+        with store.room.taken(first.segments, is_read=True):
             assert [candidate.segment for candidate in store.room._candidates()] == []
         assert len(list(store.room._candidates())) == 4
-        with store.room.taken(second.segments[:1], is_demand=True):
+        with store.room.taken(second.segments[:1], is_read=True):
             assert store.used() <= 4 * SIZE

@@ -71,15 +71,15 @@ def test_a_quota_is_kept(tmp_path: Path) -> None:
     with Store(tmp_path, Bounds(quota=5 * SIZE)) as store:
         store.serve(above := _Above())
         first, second = add(store, old, SIZE), add(store, new, SIZE)
-        store.room.take(first.segments, is_demand=False)
+        store.room.take(first.segments, is_read=False)
         fill_all(store, first, old)
         wait_for_state(first, "verified")
         above.given = {second.id: Lease.MOUNTED}
-        store.room.take(second.segments[:1], is_demand=False)
+        store.room.take(second.segments[:1], is_read=False)
         assert store.used() == 5 * SIZE
         assert store.room.free() == 0
         assert store.room.within_reach() >= 4 * SIZE
-        store.room.take(second.segments[1:3], is_demand=False)
+        store.room.take(second.segments[1:3], is_read=False)
         assert store.used() <= 5 * SIZE
         gone = [segment for segment in first.segments if not segment.present]
         assert len(gone) >= 2
@@ -100,13 +100,13 @@ def test_what_is_in_use_goes_for_demands_alone_and_what_is_held_never(tmp_path: 
         wait_for_state(content, "verified")
         above.given = {content.id: Lease.MOUNTED}
         with pytest.raises(Exhausted, match="modelvold gc"):
-            store.room.take(other.segments[:1], is_demand=False)
+            store.room.take(other.segments[:1], is_read=False)
         assert store.used() == 3 * SIZE
-        store.room.take(other.segments[:1], is_demand=True)
+        store.room.take(other.segments[:1], is_read=True)
         assert content.present < 3 * SIZE
         above.given = {content.id: Lease.HELD, other.id: Lease.HELD}
         with pytest.raises(Exhausted):
-            store.room.take(other.segments, is_demand=True)
+            store.room.take(other.segments, is_read=True)
 
 
 def test_the_least_recently_touched_goes(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_the_least_recently_touched_goes(tmp_path: Path) -> None:
         above.given = {content.id: Lease.MOUNTED}
         for age, segment in enumerate(content.segments):
             segment.touched = (3, 1, 2, 4)[age]
-        store.room.take(other.segments[:1], is_demand=True)
+        store.room.take(other.segments[:1], is_read=True)
         assert [bool(segment.present) for segment in content.segments] == [True, False, False, True]
 
 
@@ -137,7 +137,7 @@ def test_nothing_is_promised_twice(tmp_path: Path) -> None:
         def ask(segment: Segment) -> None:
             begin.wait()
             try:
-                store.room.take([segment], is_demand=True)
+                store.room.take([segment], is_read=True)
             except Exhausted:
                 refused.append(segment.number)
 
@@ -159,7 +159,7 @@ def test_the_reserve_is_left_to_others(tmp_path: Path) -> None:
         with pytest.raises(
             Exhausted, match=r"no room for 4\.00 KiB more, 0 B are left \(.* of the disk left to others\)"
         ):
-            store.room.take(content.segments, is_demand=True)
+            store.room.take(content.segments, is_read=True)
         assert not content.segments[0].reserved
 
 
@@ -168,7 +168,7 @@ def test_room_is_set_aside_and_the_size_stays_the_record(tmp_path: Path) -> None
     with Store(tmp_path) as store:
         content = add(store, data)
         [segment] = content.segments
-        store.room.take([segment], is_demand=False)
+        store.room.take([segment], is_read=False)
         state = segment.path.stat()
         assert (state.st_size, segment.present, segment.taken) == (0, 0, len(data))
         assert state.st_blocks * 512 >= len(data)
@@ -180,6 +180,6 @@ def test_room_is_set_aside_and_the_size_stays_the_record(tmp_path: Path) -> None
 def test_taking_nothing_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Store(tmp_path) as store:
         content = add(store, bytes(SIZE), SIZE)
-        store.room.take(content.segments, is_demand=False)
+        store.room.take(content.segments, is_read=False)
         monkeypatch.setattr(rooms.Room, "free", lambda _: pytest.fail("asked"))
-        store.room.take(content.segments, is_demand=False)
+        store.room.take(content.segments, is_read=False)

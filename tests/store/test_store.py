@@ -12,6 +12,7 @@ import pytest
 from modelvold.errors import Mismatch, Refused
 from modelvold.oci.digest import Digest
 from modelvold.oci.media_type import Reading
+from modelvold.store.catalog import NewContent
 from modelvold.store.content import folder_of
 from modelvold.store.store import Store
 
@@ -188,4 +189,4 @@ def test_removed_is_gone(tmp_path: Path) -> None:
 def test_a_content_of_no_bytes_is_verified_at_once(tmp_path: Path) -> None:
     """Nothing need come for it."""
     with Store(tmp_path) as store:
-        wait_for_state(store.add(Digest.of(b""), Reading.RAW, SOURCE, 0, ()), "verified")
+        wait_for_state(store.add([NewContent(Digest.of(b""), Reading.RAW, SOURCE, 0, ())])[0], "verified")

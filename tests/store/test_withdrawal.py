@@ -42,12 +42,13 @@ def test_a_verified_content_stays_so_and_takes_only_its_own_bytes(tmp_path: Path
         segment.hosts = ("bad.example",)
         wrong = DATA[: 2 * SIZE] + bytes(SIZE) + DATA[3 * SIZE :]
         with segment.writer() as writer:
-            writer.append(memoryview(wrong[2 * SIZE : 3 * SIZE - 1]))
-            store.on_appended(writer)
+            first, last = memoryview(wrong[2 * SIZE : 3 * SIZE - 1]), memoryview(wrong[3 * SIZE - 1 : 3 * SIZE])
+            writer.append(first)
+            store.on_appended(writer, first)
             assert segment.shown == 0, "withheld until it is complete"
-            writer.append(memoryview(wrong[3 * SIZE - 1 : 3 * SIZE]))
+            writer.append(last)
             with pytest.raises(Mismatch, match=r"bad\.example"):
-                store.on_appended(writer)
+                store.on_appended(writer, last)
         assert (segment.present, segment.path.stat().st_size, segment.shown) == (0, 0, 0)
         assert content.suspects == {"bad.example"}
         fill(store, segment, DATA)

@@ -109,6 +109,18 @@ class ContentRow:
 
 
 @dataclass(frozen=True, slots=True)
+class NewContent:
+    """One that is to be made: `length` in bytes, cut into the extents `cut`. `toc` is the encoded one of a tar."""
+
+    digest: Digest
+    reading: Reading
+    source: str
+    length: int
+    cut: Sequence[Extent]
+    toc: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SegmentRow:
     number: int
     extent: Extent
@@ -170,20 +182,22 @@ class Catalog:
             row = cursor.execute("SELECT toc FROM content WHERE id = ?", (content,)).fetchone()
         return row[0] if row else None
 
-    def add_content(
-        self, digest: Digest, reading: Reading, source: str, length: int, cut: Sequence[Extent], *, toc: bytes | None
-    ) -> int:
+    def add_contents(self, contents: Iterable[NewContent]) -> list[ContentRow]:
+        """All of them or none."""
+        rows = []
         with self._db.write() as cursor:
-            cursor.execute(
-                "INSERT INTO content (digest, reading, source, length, state, toc) VALUES (?, ?, ?, ?, 'unverified', ?)",
-                (str(digest), reading.value, source, length, toc),
-            )
-            content = cursor.lastrowid or 0
-            cursor.executemany(
-                "INSERT INTO segment (content, number, start, length) VALUES (?, ?, ?, ?)",
-                ((content, number, extent.start, extent.length) for number, extent in enumerate(cut)),
-            )
-        return content
+            for new in contents:
+                cursor.execute(
+                    "INSERT INTO content (digest, reading, source, length, state, toc) VALUES (?, ?, ?, ?, 'unverified', ?)",
+                    (str(new.digest), new.reading.value, new.source, new.length, new.toc),
+                )
+                number = cursor.lastrowid or 0
+                cursor.executemany(
+                    "INSERT INTO segment (content, number, start, length) VALUES (?, ?, ?, ?)",
+                    [(number, n, extent.start, extent.end - extent.start) for n, extent in enumerate(new.cut)],
+                )
+                rows.append(ContentRow(number, new.digest, new.reading, new.source, new.length, "unverified", ""))
+        return rows
 
     def record_durable(self, fingerprints: Iterable[tuple[int, int, bytes]]) -> None:
         """(content, segment number, fingerprint) of segments whose bytes are on disk."""

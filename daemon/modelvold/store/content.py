@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from modelvold.errors import Failure
+from modelvold.layer.extent import Extent
 from modelvold.oci.digest import Digest
 from modelvold.oci.media_type import Reading
-from modelvold.store.catalog import ContentRow, SegmentRow
-from modelvold.store.segment import Segment
+from modelvold.store.catalog import ContentRow
+from modelvold.store.segment import Segment, file_name
 
 SHARED = "verified"
 #: The folder of whole files in a content's own.
@@ -40,7 +41,7 @@ class Content:
         "state",
     )
 
-    def __init__(self, root: Path, row: ContentRow, segments: Iterable[SegmentRow]) -> None:
+    def __init__(self, root: Path, row: ContentRow, cut: Iterable[Extent]) -> None:
         self.root = root
         self.id = row.id
         self.digest: Digest = row.digest
@@ -52,12 +53,8 @@ class Content:
         self.scrubbed = row.scrubbed
         self.last_error: Failure | None = None
         self._suspects: dict[str, float] = {}  # hosts that may have sent wrong bytes, and until when they are not asked
-        self.segments = tuple(self._segment(row) for row in segments)
-
-    def _segment(self, row: SegmentRow) -> Segment:
-        segment = Segment(self.folder, row.number, row.extent, self)
-        segment.digest = row.digest
-        return segment
+        folder = self.folder
+        self.segments = tuple(Segment(folder, number, extent, self) for number, extent in enumerate(cut))
 
     def __repr__(self) -> str:
         return f"<content {self.digest.short}.{self.reading.value} {self.state} {self.present}/{self.length}>"
@@ -78,6 +75,10 @@ class Content:
 
     def folder(self) -> Path:
         return folder_of(self.root, self.digest, self.reading, self.source)
+
+    def files(self, folder: Path) -> list[str]:
+        """Its segments' files in order, by their paths, where its own folder is shown as `folder`."""
+        return [f"{folder}/{file_name(number)}" for number in range(len(self.segments))]
 
     def whole(self, number: int) -> Path:
         """Where its file of this number lies, once it is whole (`store.whole`)."""

@@ -18,8 +18,8 @@ from modelvold.store import verification
 from modelvold.store.catalog import Catalog
 from modelvold.store.content import Content, folder_of
 from modelvold.store.contents import Contents
+from modelvold.store.running import Stamp
 from modelvold.store.segment import Segment
-from modelvold.store.verification import Stamp
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +70,13 @@ class Judging:
             self._quarantine(content, reason)
 
     def could_not(self, content: Content, error: Exception) -> None:
-        """Its digest could not be taken or judged: whoever pulls it is told, and need not wait for what does not come."""
+        """Its digest could not be taken or judged: whoever pulls it is told, and need not wait for what does not come. While some of it is
+        missing nobody waits for its digest, which is tried again when all is here."""
         if not self._contents.has(content.id):
             log.info("drop verification content=%s reason=removed", content.digest)
+            return
+        if not content.is_durable:
+            log.warning("hash content=%s waits for all of it reason=%r", content.digest, str(error))
             return
         log.error("verify content=%s failed", content.digest, exc_info=error)
         failure = error if isinstance(error, Failure) else Failing(f"layer {content.digest}: {error}", "see the log")

@@ -8,13 +8,13 @@ started anew nothing is trusted, for blocks of what was synced may be given to o
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from modelvold.errors import Failing
+from modelvold.store import segment_files
 from modelvold.store.catalog import Catalog, ContentRow, SegmentRow
 from modelvold.store.content import Content, folder_of
 from modelvold.store.durability import Synced
@@ -48,7 +48,7 @@ def recover(root: Path, catalog: Catalog, *, is_continued: bool = False, is_trus
     for row in rows:
         settled = row if (row.digest, row.reading) in shared else _settled(root, catalog, row)
         segments = catalog.segments(row.id)
-        content = Content(root, settled, segments)
+        content = Content(root, settled, (segment.extent for segment in segments))
         found = _found(content, segments, is_trusted=is_trusted, is_continued=is_continued)
         _drop(catalog, content, found.lost)
         recovered.unrecorded += [synced for segment in found.kept if (synced := _kept(segment))]
@@ -82,8 +82,9 @@ def _found(content: Content, rows: Sequence[SegmentRow], *, is_trusted: bool, is
     has_whole = content.whole(0).parent.is_dir()
     is_trusted, is_continued = (given and content.state != "quarantined" for given in (is_trusted, is_continued))
     found = _Found()
-    for segment, row in zip(content.segments, rows, strict=True):
-        size = _size(segment)
+    files = segment_files.find(content.folder(), len(rows))
+    for segment, row, file in zip(content.segments, rows, files, strict=True):
+        segment.digest, segment.inode, size = row.digest, file.inode, file.size
         is_recorded = row.fingerprint is not None
         is_whole = is_trusted and is_recorded and row.is_moved and has_whole
         if is_whole or (is_trusted and is_recorded and not row.is_moved and size == segment.padded):
@@ -97,17 +98,6 @@ def _found(content: Content, rows: Sequence[SegmentRow], *, is_trusted: bool, is
     if found.lost and any(segment.moved for segment in content.segments):
         found.lost = list(content.segments)  # no digest can be taken of what lies here and there
     return found
-
-
-def _size(segment: Segment) -> int:
-    """Of its file, which is made if it is not there."""
-    descriptor = os.open(segment.path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-    try:
-        state = os.fstat(descriptor)
-    finally:
-        os.close(descriptor)
-    segment.inode = state.st_ino
-    return state.st_size
 
 
 def _kept(segment: Segment) -> Synced | None:

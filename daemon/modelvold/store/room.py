@@ -105,12 +105,12 @@ class Room:
         self.evicted = 0
 
     @contextmanager
-    def taken(self, segments: Sequence[Segment], *, is_demand: bool) -> Iterator[None]:
+    def taken(self, segments: Sequence[Segment], *, is_read: bool) -> Iterator[None]:
         """As `take`, and while the block lasts none of these goes."""
         with self._settled:
             self._held.update(segments)
         try:
-            self.take(segments, is_demand=is_demand)
+            self.take(segments, is_read=is_read)
             yield
         finally:
             with self._settled:
@@ -118,16 +118,16 @@ class Room:
                 self._held += Counter()  # drops those that nobody holds
                 self._settled.notify_all()
 
-    def take(self, segments: Sequence[Segment], *, is_demand: bool) -> None:
+    def take(self, segments: Sequence[Segment], *, is_read: bool) -> None:
         """Room for all of these, of one content, is set aside on the disk. May take a few seconds, for what goes is waited for.
 
-        Raises Exhausted where there is none, and, but for a demand, where there is none for all of the content: what is fetched
-        ahead of a reader who reads through would only be in its way. Raises Failing where the disk cannot say.
+        Raises Exhausted where there is none, and, but for what is read now (`is_read`), where there is none for all of the content: what
+        is fetched far ahead of a reader who reads through would only be in its way. Raises Failing where the disk cannot say.
         """
         wanted = [segment for segment in segments if segment.taken < segment.padded]
         if not wanted:
             return
-        victims = self._promise(wanted, Lease.MOUNTED if is_demand else Lease.NONE)
+        victims = self._promise(wanted, Lease.MOUNTED if is_read else Lease.NONE)
         try:
             if victims:
                 self._let_go(victims)

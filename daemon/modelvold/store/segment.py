@@ -31,9 +31,14 @@ from modelvold.linux.files import set_aside
 _PIECE = 1 << 20
 
 
+def file_name(number: int) -> str:
+    """Of a segment's file in its content's folder."""
+    return f"{number:05d}"
+
+
 class Segment:
-    """`extent` is its place in the content; `present` counts the bytes in the file, padding included once it is complete, and
-    goes on counting them when they are `moved`."""
+    """`extent` is its place in the content, of `length` bytes, and `padded` how long its complete file is. `present` counts the bytes
+    in the file, padding included once it is complete, and goes on counting them when they are `moved`."""
 
     __slots__ = (
         "_generation",
@@ -50,9 +55,11 @@ class Segment:
         "hosts",
         "inode",
         "leaving",
+        "length",
         "moved",
         "number",
         "owner",
+        "padded",
         "present",
         "reserved",
         "touched",
@@ -64,6 +71,8 @@ class Segment:
         self.folder = folder
         self.number = number
         self.extent = extent
+        self.length = extent.end - extent.start
+        self.padded = padded(self.length)
         self.owner = owner  # the content; typed where it is made
         self.present = 0
         self.durable = False
@@ -79,8 +88,8 @@ class Segment:
         self.failure: Failure | None = None  # why the last try to fetch it ended; None once bytes flow again
         self._generation = 0
         self._is_gone = False
-        self._hash = xxhash.xxh3_64()  # over the bytes as they came; finds rot later, not malice
-        self._sha256 = hashlib.sha256()  # likewise, where `digest` is known
+        self._hash: xxhash.xxh3_64  # over the bytes as they came, from the first writer on; finds rot later, not malice
+        self._sha256: hashlib._Hash  # likewise, where `digest` is known
         self._writing = False
         self._lock = threading.Lock()  # guards the file's size, leaving, _generation and _writing
 
@@ -90,16 +99,7 @@ class Segment:
 
     @property
     def path(self) -> Path:
-        return self.folder() / f"{self.number:05d}"
-
-    @property
-    def length(self) -> int:
-        """Bytes of content, without padding."""
-        return self.extent.length
-
-    @property
-    def padded(self) -> int:
-        return padded(self.extent.length)
+        return self.folder() / file_name(self.number)
 
     @property
     def is_complete(self) -> bool:
@@ -143,6 +143,8 @@ class Segment:
             if self._writing:
                 raise Refused(f"segment {self.path}: another transfer writes it")
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
+            if not self.present:
+                self._begin_sums()
             self._writing = True
             return Writer(self, descriptor, self._generation)
 
@@ -197,6 +199,7 @@ class Segment:
             os.fdatasync(descriptor)
             with self._lock:
                 self.present = os.fstat(descriptor).st_size
+                self._begin_sums()
                 for at in range(0, self.filled, _PIECE):
                     piece = os.pread(descriptor, min(_PIECE, self.filled - at), at)
                     self._hash.update(piece)
@@ -224,8 +227,6 @@ class Segment:
         """
         with self._lock:
             self._generation += 1
-            self._hash = xxhash.xxh3_64()
-            self._sha256 = hashlib.sha256()
             self.present = 0
             self.durable = self.moved = self.reserved = False
             self.hosts = ()
@@ -256,6 +257,11 @@ class Segment:
     def is_other(self) -> bool:
         """Of a complete one: whether its bytes may be others than those that were evicted unverified, which somebody may have read."""
         return self.was is not None and self._sha256.digest() != self.was
+
+    def _begin_sums(self) -> None:
+        """There are none of a segment that nobody writes: most of a large model's are that for long."""
+        self._hash = xxhash.xxh3_64()
+        self._sha256 = hashlib.sha256()
 
     def _end_writing(self) -> None:
         with self._lock:

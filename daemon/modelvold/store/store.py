@@ -7,7 +7,6 @@ what is thought of a complete content `store.judging`.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import threading
 import time
@@ -19,13 +18,12 @@ from typing import Self
 from modelvold import points
 from modelvold.errors import Exhausted, Failing, Failure, Mismatch, NotYet
 from modelvold.layer.extent import Extent
-from modelvold.linux.files import sync_folder
 from modelvold.linux.filesystem import boot_id, filesystem_of
 from modelvold.oci.digest import Digest
 from modelvold.oci.media_type import Reading
 from modelvold.points import Point
-from modelvold.store import whole
-from modelvold.store.catalog import Catalog, ContentRow, SegmentRow
+from modelvold.store import segment_files, whole
+from modelvold.store.catalog import Catalog, ContentRow, NewContent
 from modelvold.store.content import Content, content_of, folder_of
 from modelvold.store.contents import Contents
 from modelvold.store.database import Database
@@ -39,7 +37,7 @@ from modelvold.store.room import Bounds, Lease, Room
 from modelvold.store.scrub import Looked, Pace, Scrub, look
 from modelvold.store.segment import Segment, Writer
 from modelvold.store.showing import Verify, withholds
-from modelvold.store.verification import Verification
+from modelvold.store.verification import Hashed, Verification
 from modelvold.store.withdrawal import Withdrawal
 
 log = logging.getLogger(__name__)
@@ -120,7 +118,7 @@ class Store:
                 owed=lambda: database.owed,
             )
             judging = Judging(self.catalog, self._contents, self._settling, self)
-            self._verification = life.enter_context(Verification(judging.judge, judging.could_not))
+            self._verification = life.enter_context(Verification(judging.judge, judging.could_not, self._contents.has))
             self._durability = life.enter_context(Durability(self._on_synced, self.on_sync_failed))
             if self._scrub_every:
                 life.enter_context(Scrub(self, self._scrub_every))
@@ -158,8 +156,13 @@ class Store:
         return self._contents.find(digest, reading, source)
 
     def is_verifying(self, content: Content) -> bool:
-        """Whether its digest is being taken, or will be: that takes a second for each GiB or two."""
+        """Whether its digest goes on over what is here, or is judged: a second for each GiB that did not come in order."""
         return self._verification.is_pending(content)
+
+    @property
+    def hashed(self) -> Hashed:
+        """What running digests went over in this daemon's life, and how."""
+        return self._verification.hashed
 
     def used(self) -> int:
         """Bytes of the disk that segments take."""
@@ -175,42 +178,52 @@ class Store:
 
     def add(
         self,
-        digest: Digest,
-        reading: Reading,
-        source: str,
-        length: int,
-        cut: Sequence[Extent],
-        *,
-        headers: bytes | None = None,
-        known: Callable[[Extent], Iterable[memoryview]] = lambda _: (),
-    ) -> Content:
-        """A new content. Its files exist when this returns: EROFS opens them all. They are empty, but for what is `known`: of
-        each segment the bytes from its start on, as far as they are at hand. `headers` is the encoded toc of a tar.
+        new: Sequence[NewContent],
+        known: Callable[[Digest, Extent], Iterable[memoryview]] = lambda _, __: (),
+    ) -> list[Content]:
+        """New contents, all of them or none. Their files exist when this returns: EROFS opens them all. They are empty, but in
+        tars for what is `known` of a blob: of each segment the bytes from its start on, as far as they are at hand.
 
-        Raises Exhausted on a full disk, with nothing left of it.
+        Raises Exhausted on a full disk, with nothing left of them.
         """
         self.check()
-        folder = folder_of(self.root, digest, reading, source)
+        assert not any(self.find(one.digest, one.reading, one.source) for one in new)  # noqa: S101 — its files would go
+        counts = {folder_of(self.root, one.digest, one.reading, one.source): len(one.cut) for one in new}
         try:
-            _make_files(folder, len(cut))
+            inodes = segment_files.make(counts, self.root / "content")
             points.at(Point.STORE_FILES_MADE)
-            number = self.catalog.add_content(digest, reading, source, length, cut, toc=headers)
+            rows = self.catalog.add_contents(new)
         except (OSError, Failure) as error:
-            shutil.rmtree(folder, ignore_errors=True)
+            for folder in counts:
+                shutil.rmtree(folder, ignore_errors=True)
             if isinstance(error, Failing):
                 raise
             why = error.strerror if isinstance(error, OSError) else error.message
-            raise Exhausted(f"store {self.root}: {why} while making {len(cut)} segments", "make room") from error
+            raise Exhausted(
+                f"store {self.root}: {why} while making {sum(counts.values())} segments", "make room"
+            ) from error
         points.at(Point.STORE_CONTENT_ADDED)
-        row = ContentRow(number, digest, reading, source, length, "unverified", "")
-        content = Content(self.root, row, (SegmentRow(n, extent, None) for n, extent in enumerate(cut)))
+        return [self._hold(*made, known) for made in zip(rows, new, inodes, strict=True)]
+
+    def _hold(
+        self,
+        row: ContentRow,
+        new: NewContent,
+        inodes: Sequence[int],
+        known: Callable[[Digest, Extent], Iterable[memoryview]],
+    ) -> Content:
+        """From now on it is found."""
+        content = Content(self.root, row, new.cut)
         self._contents.add(content)
-        for segment in content.segments:
-            segment.inode = segment.path.stat().st_ino
-            segment.withheld = withholds(self.verify, segment)
-            self._seed(segment, known(segment.extent))
-        self._contents.publish(content, source)
-        if not cut:
+        is_withheld = any(withholds(self.verify, segment) for segment in content.segments[:1])  # empty ones are alike
+        for segment, inode in zip(content.segments, inodes, strict=True):
+            segment.inode = inode
+            segment.withheld = is_withheld
+        if new.toc is not None:
+            for segment in content.segments:
+                self._seed(segment, known(new.digest, segment.extent))
+        self._contents.publish(content, new.source)
+        if not new.cut:
             self._verification.submit(content)
         return content
 
@@ -236,8 +249,9 @@ class Store:
                 if before < segment.present < segment.padded:
                     self._durability.sync(writer)
 
-    def on_appended(self, writer: Writer) -> None:
-        """A transfer appended through `writer`: tell those who wait, and see to durability when it was the last.
+    def on_appended(self, writer: Writer, piece: memoryview | None = None) -> None:
+        """A transfer appended `piece` through `writer`: tell those who wait, hash it where its turn has come, and see to durability when
+        it was the last. What is appended and not given here is read back for its digest.
 
         Raises Failing where the store fails meanwhile, and Mismatch where the complete segment is not the one it should be: what
         was appended is taken back.
@@ -248,17 +262,24 @@ class Store:
             self._take_back([segment])
             raise self.failing
         segment.failure = None
-        if segment.is_complete and not segment.durable:
-            segment.touched = time.monotonic()
-            if not segment.is_right:
-                self._take_back_wrong(segment)
-            if segment.is_other:
-                log.warning("drop pages segment=%s reason='other bytes came than were there'", segment.path)
-                self._above.on_wrong([segment])
-            segment.was = None
-            segment.withheld = withholds(self.verify, segment)
-            self._durability.sync(writer)
+        is_filled = segment.is_complete and not segment.durable
+        if is_filled:
+            self._check_filled(segment)
         self._watchers.on_grown(segment)
+        if piece is not None and content_of(segment).state == "unverified":
+            self._verification.follow(writer, piece)
+        if is_filled:  # hashed first: when all is durable, no transfer is at the digest any more
+            self._durability.sync(writer)
+
+    def _check_filled(self, segment: Segment) -> None:
+        segment.touched = time.monotonic()
+        if not segment.is_right:
+            self._take_back_wrong(segment)
+        if segment.is_other:
+            log.warning("drop pages segment=%s reason='other bytes came than were there'", segment.path)
+            self._above.on_wrong([segment])
+        segment.was = None
+        segment.withheld = withholds(self.verify, segment)
 
     def fail(self, segments: Sequence[Segment], failure: Failure) -> None:
         """These cannot be fetched for now; whoever waits for them is told."""
@@ -331,6 +352,7 @@ class Store:
         self.catalog.remove_content(content.id)
         points.at(Point.STORE_REMOVED)
         self._contents.drop(content)
+        self._verification.forget(content)
         for segment in content.segments:
             segment.go()
         shutil.rmtree(content.folder(), ignore_errors=True)
@@ -419,11 +441,3 @@ class Store:
         log.error("mismatch content=%s sent_by=%s reason=%r", content.digest, sorted(content.suspects), reason)
         self.withdraw_wrong(content.segments)
         return self._above.start_over(content)
-
-
-def _make_files(folder: Path, count: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for number in range(count):
-        os.close(os.open(folder / f"{number:05d}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-    sync_folder(folder)
-    sync_folder(folder.parent)

@@ -1,4 +1,11 @@
-"""From durable to verified: the digest of a whole content, taken from its segment files by the ordinary path.
+"""From present to verified: every unverified content has a running digest (`store.running`), which goes on in the threads of the
+transfers, over the bytes as they come, and in threads of its own, over those that came out of order or were there before.
+
+    appended at the position ──▶ hashed from the buffer that it came in ─┐
+    appended elsewhere ──▶ present ──▶ read back, once all before it is ─┴▶ at the end, and durable ──▶ judged
+
+A content is *due* when its digest could go on, or be judged, without anybody's doing. It is made due by whoever appends at its
+position and does not hash that, and by whoever records it as durable; of what is missing nobody takes notice.
 
 Of a tar the headers are read once more: its toc was made from what the registry sent when the tar was opened, and that was
 covered by no digest.
@@ -6,34 +13,41 @@ covered by no digest.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import queue
 import threading
 from bisect import bisect_right
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from typing import BinaryIO, Self
 
 from modelvold.errors import Exhausted, Malformed
 from modelvold.layer.tar import TarWalker
 from modelvold.layer.toc import Toc
-from modelvold.store.content import Content
+from modelvold.store.content import Content, content_of
+from modelvold.store.running import RunningDigest, Stamp
+from modelvold.store.segment import Writer
 
-_BUFFER = 1 << 20
+#: sha256 is the slowest step of a pull and drops the GIL; one thread takes one content at a time.
+_THREADS = max(2, min(4, len(os.sched_getaffinity(0))))
+#: Added to the threads' niceness, where that is allowed: what arrives out of order is hashed by one thread, and many append. On two cores
+#: four of them left it two fifths of one, and most of the hashing for after the last byte had come.
+_NICE = -5
+#: Bytes. Between two pieces a thread competes with all that transfers do, and loses: the longer it hashes without asking, the better.
+_BUFFER = 4 << 20
+#: Bytes that are read back of one content before others that are due have their turn.
+_TURN = 256 << 20
+#: Seconds between two tries to write down a judgement on a full disk.
+_PAUSE = 1.0
 
 
-def digest_of(content: Content) -> str:
-    """sha256 of the content's bytes, in hexadecimal, padding left out. Raises OSError; a short segment gives another digest."""
-    state = hashlib.sha256()
-    buffer = memoryview(bytearray(_BUFFER))
-    for segment in content.segments:
-        left = segment.length
-        with segment.path.open("rb", buffering=0) as file:
-            while left and (got := file.readinto(buffer[: min(left, _BUFFER)])):
-                state.update(buffer[:got])
-                left -= got
-    return state.hexdigest()
+@dataclass(frozen=True, slots=True)
+class Hashed:
+    """Bytes: from the buffers that they came in, and from segment files."""
+
+    followed: int = 0
+    read_back: int = 0
 
 
 def toc_of(content: Content) -> Toc:
@@ -59,40 +73,26 @@ def toc_of(content: Content) -> Toc:
     return walker.toc()
 
 
-class Stamp:
-    """What was there when a digest began to be taken. It speaks of what is there as long as it `holds`."""
-
-    def __init__(self, content: Content) -> None:
-        self._content = content
-        self._generations = [segment.generation for segment in content.segments]
-
-    @property
-    def holds(self) -> bool:
-        """To be asked while nothing is recorded and nothing leaves."""
-        return all(
-            segment.durable and not segment.leaving and segment.generation == generation
-            for segment, generation in zip(self._content.segments, self._generations, strict=True)
-        )
-
-
 class Verification:
-    """Two threads, since sha256 is the slowest step of a pull and drops the GIL. `judged` gets each content with its digest, and the
-    stamp of what that was taken of; `failed` those whose digest could not be taken or judged."""
-
-    _THREADS = 2
-    #: Seconds between two tries to write down a judgement on a full disk.
-    _PAUSE = 1.0
+    """`judged` gets each content with its digest, and the stamp of what that was taken of; `failed` those whose digest could not be taken
+    or judged. `has(number)` says whether a content is in the store."""
 
     def __init__(
-        self, judged: Callable[[Content, str, Stamp], None], failed: Callable[[Content, Exception], None]
+        self,
+        judged: Callable[[Content, str, Stamp], None],
+        failed: Callable[[Content, Exception], None],
+        has: Callable[[int], bool],
     ) -> None:
         self._judged = judged
         self._failed = failed
+        self._has = has
         self._queue: queue.SimpleQueue[Content | None] = queue.SimpleQueue()
         self._ending = threading.Event()
-        self._lock = threading.Lock()  # guards _pending
-        self._pending: dict[int, int] = {}  # content → how often it is queued or judged just now
-        self._threads = [threading.Thread(target=self._run, name=f"verify-{n}") for n in range(self._THREADS)]
+        self._lock = threading.Lock()  # guards the three below
+        self._running: dict[int, RunningDigest] = {}
+        self._due: dict[int, bool] = {}  # queued, or with a thread; whether it must be looked at once more after that
+        self.hashed = Hashed()
+        self._threads = [threading.Thread(target=self._run, name=f"verify-{n}") for n in range(_THREADS)]
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -100,34 +100,97 @@ class Verification:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """What is hashed to its end is judged; nothing more is read back."""
         self._ending.set()
         for _thread in self._threads:
             self._queue.put(None)
         for thread in self._threads:
             thread.join()
 
+    def follow(self, writer: Writer, piece: memoryview) -> None:
+        """`writer` has just appended `piece`, of a content that is not verified. Waits for nobody."""
+        content = content_of(writer.segment)
+        running, is_new = self._running_of(content)
+        if followed := running.follow(writer, piece):
+            self._count(followed=followed)
+        if (followed or is_new or running.is_at(writer.segment)) and running.is_behind:
+            self.submit(content)
+
     def submit(self, content: Content) -> None:
+        """It is due."""
         with self._lock:
-            self._pending[content.id] = self._pending.get(content.id, 0) + 1
-        self._queue.put(content)
+            is_due = content.id in self._due
+            self._due[content.id] = is_due
+        if not is_due:
+            self._queue.put(content)
 
     def is_pending(self, content: Content) -> bool:
-        """Whether its digest is being taken, or will be."""
+        """Whether its digest goes on, or is judged, without anybody's doing."""
         with self._lock:
-            return content.id in self._pending
+            return content.id in self._due
+
+    def forget(self, content: Content) -> None:
+        """It is verified, in quarantine or removed. Should its bytes come again they are hashed from the first on."""
+        with self._lock:
+            self._running.pop(content.id, None)
+
+    def _running_of(self, content: Content) -> tuple[RunningDigest, bool]:
+        """Its running digest, and whether that is new."""
+        with self._lock:
+            if (running := self._running.get(content.id)) is not None:
+                return running, False
+            running = self._running[content.id] = RunningDigest(content)
+        if not self._has(content.id):
+            self.forget(content)  # or whoever removes it does, later
+        return running, True
+
+    def _count(self, *, followed: int = 0, read_back: int = 0) -> None:
+        with self._lock:
+            self.hashed = Hashed(self.hashed.followed + followed, self.hashed.read_back + read_back)
 
     def _run(self) -> None:
+        buffer = memoryview(bytearray(_BUFFER))
+        with suppress(PermissionError):  # needs CAP_SYS_NICE, or RLIMIT_NICE
+            os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + _NICE)
         while (content := self._queue.get()) is not None:
-            try:
-                stamp = Stamp(content)
-                self._judged(content, digest_of(content), stamp)
-            except Exhausted as failure:
-                self._failed(content, failure)
-                if not self._ending.wait(self._PAUSE):
-                    self.submit(content)
-            except Exception as error:  # noqa: BLE001 — carried to who judges
-                self._failed(content, error)
-            with self._lock:
-                left = self._pending.pop(content.id) - 1
-                if left:
-                    self._pending[content.id] = left
+            while self._take_turn(content, buffer):
+                if not self._ending.is_set():
+                    self._queue.put(content)  # behind others
+                    break
+
+    def _take_turn(self, content: Content, buffer: memoryview) -> bool:
+        """Whether it is due all the same, or again."""
+        with self._lock:
+            self._due[content.id] = False
+        is_due = self._try(content, buffer)
+        with self._lock:
+            is_due = self._due.pop(content.id) or is_due
+            if is_due:
+                self._due[content.id] = False
+        return is_due
+
+    def _try(self, content: Content, buffer: memoryview) -> bool:
+        try:
+            return self._go_on(content, buffer)
+        except Exhausted as failure:
+            self._failed(content, failure)
+            return not self._ending.wait(_PAUSE)
+        except Exception as error:  # noqa: BLE001 — carried to who judges
+            self._failed(content, error)
+            return False
+
+    def _go_on(self, content: Content, buffer: memoryview) -> bool:
+        if content.state != "unverified" or not self._has(content.id):
+            self.forget(content)
+            return False
+        running, _ = self._running_of(content)
+        left = _TURN
+        while got := running.read_on(buffer, self._ending.is_set):
+            self._count(read_back=got)
+            left -= got
+            if left <= 0:
+                return not self._ending.is_set()
+        if not (running.is_at_end and content.is_durable):
+            return False
+        self._judged(content, *running.found())
+        return content.state != "unverified" or running.go_back()
