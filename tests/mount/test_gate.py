@@ -13,6 +13,8 @@ from modelvold.errors import Unreachable
 from modelvold.layer.extent import CHUNK
 from modelvold.linux import fanotify
 from modelvold.mount.probe import probe
+from modelvold.mount.waits import Waiting
+from modelvold.store.segment import Segment
 
 from tests.lab import needs
 from tests.lab.check import settled
@@ -138,6 +140,27 @@ def test_withdrawn_segments_are_asked_about_again(stage: Scene) -> None:
     stage.fill(1)
     assert said(reader) == right(PAGE, (0, 4096))
     assert wait_until(lambda: stage.content.segments[1].durable, 5)
+
+
+def test_marks_go_with_the_last_watcher(stage: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of segments with bytes, of those alone (a large model has tens of thousands that are empty), and of those that lose theirs in
+    that very moment."""
+    full, lost, empty, _ = stage.content.segments
+    stage.fill(full.number)
+    stage.fill(lost.number)
+    assert wait_until(lambda: full.durable and lost.durable, 5)
+    unmarked: list[Path] = []
+    monkeypatch.setattr(fanotify, "unignore", lambda _, path: unmarked.append(path))
+    drop = stage.gate._waits.drop
+
+    def dropped(segment: Segment) -> list[Waiting]:
+        if segment is empty:
+            lost.truncate()
+        return drop(segment)
+
+    monkeypatch.setattr(stage.gate._waits, "drop", dropped)
+    stage.gate.unwatch(stage.content.segments)
+    assert unmarked == [full.path, lost.path]
 
 
 def test_nothing_of_a_leaving_segment_is_allowed(stage: Scene) -> None:

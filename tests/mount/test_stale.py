@@ -28,6 +28,7 @@ from modelvold.mount.where import pieces_of
 from modelvold.oci.digest import Digest
 from modelvold.oci.media_type import Reading
 from modelvold.store import withdrawal
+from modelvold.store.catalog import NewContent
 from modelvold.store.content import Content
 from modelvold.store.store import Store
 from modelvold.volume.tree import Tree, merge
@@ -472,7 +473,7 @@ def test_which_pieces_lie_in_segments(tmp_path: Path) -> None:
 
 def _content(store: Store, data: bytes, bounds: list[int]) -> Content:
     cut = [Extent(ContentOffset(a), ContentOffset(b)) for a, b in pairwise(bounds)]
-    return store.add(Digest.of(data), Reading.RAW, SOURCE, len(data), cut)
+    return store.add([NewContent(Digest.of(data), Reading.RAW, SOURCE, len(data), cut)])[0]
 
 
 def _entry(path: str, offset: int, size: int) -> Entry:

@@ -8,7 +8,7 @@ from modelvold.layer.extent import CHUNK
 from modelvold.mount.waits import COOL_DOWN, MOST_WAITING, PROGRESS, Waiting, Waits
 from modelvold.oci.digest import Digest
 from modelvold.oci.media_type import Reading
-from modelvold.store.catalog import ContentRow, SegmentRow
+from modelvold.store.catalog import ContentRow
 from modelvold.store.content import Content
 from modelvold.store.segment import Segment
 
@@ -19,9 +19,7 @@ D = 60.0
 
 def content_of(count: int) -> Content:
     row = ContentRow(1, Digest.of(b"x"), Reading.RAW, "a", count * CHUNK, "unverified", "")
-    content = Content(
-        Path("/nowhere"), row, [SegmentRow(n, extent, None) for n, extent in enumerate(extents(count * CHUNK))]
-    )
+    content = Content(Path("/nowhere"), row, extents(count * CHUNK))
     for segment in content.segments:
         segment.inode = 100 + segment.number
     return content

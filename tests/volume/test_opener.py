@@ -101,6 +101,18 @@ def test_a_header_that_contradicts_the_annotation(here: Desk, tmp_path: Path, la
     _check_nothing(here.store)
 
 
+def test_two_layers_of_one_blob(here: Desk, tmp_path: Path) -> None:
+    """Two files, one content; what the second says of its size must be so."""
+    first, second = Raw(Sample("a.bin", 700, 7)), Raw(Sample("b.bin", 700, 7))
+    assert first.content == second.content
+    here.put(first, second)
+    here.mount(tmp_path / "at")
+    assert _names(tmp_path / "at") == {"a.bin", "b.bin"}
+    (row,) = here.lending.rows()
+    assert len(set(row.contents)) == len(here.store.contents()) == 1
+    assert (tmp_path / "at/a.bin").read_bytes() == (tmp_path / "at/b.bin").read_bytes() == first.content
+
+
 def test_two_layers_with_one_path(here: Desk, tmp_path: Path) -> None:
     here.put(SMALL, Raw(Sample("config.json", 5, 6)))
     with pytest.raises(Malformed, match=r"both claim the path 'config\.json'"):

@@ -15,7 +15,6 @@ versions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 
 from modelvold.errors import Malformed
 from modelvold.layer.extent import BLOCK, CHUNK, ContentOffset, Extent, padded
@@ -41,8 +40,8 @@ def cut(toc: Toc) -> tuple[Extent, ...]:
     Raises Malformed where a file's bytes begin off a block, reach beyond the content, or overlap another's.
     """
     files = _files_by_offset(toc)
-    bounds = [0, *_bounds(files, toc.length)]
-    return tuple(Extent(ContentOffset(start), ContentOffset(end)) for start, end in pairwise(bounds))
+    bounds = [ContentOffset(0), *map(ContentOffset, _bounds(files, toc.length))]
+    return tuple(map(Extent, bounds, bounds[1:]))
 
 
 def _files_by_offset(toc: Toc) -> Sequence[Entry]:
@@ -62,7 +61,7 @@ def _files_by_offset(toc: Toc) -> Sequence[Entry]:
 
 
 def _bounds(files: Sequence[Entry], length: int) -> Iterator[int]:
-    """Where segments end. One pass over the files beside one over the segments: `near` never goes back."""
+    """Where segments end. One pass over the files, beside one over the segments that are not inside one file: `near` never goes back."""
     longest = longest_segment(length)
     forced = _forced(files)
     stop = next(forced, length)
@@ -71,14 +70,14 @@ def _bounds(files: Sequence[Entry], length: int) -> Iterator[int]:
         while stop <= start < length:
             stop = next(forced, length)
         end = min(start + longest, length)
-        if stop <= end:
-            end = stop
-        elif end < length:
+        ends: Sequence[int] = [min(stop, end)]
+        if end < min(stop, length):
             while near < len(files) and _end(files[near]) <= end:
                 near += 1
-            end = _out_of_chunk(files[near], end) if near < len(files) else end
-        yield end
-        start = end
+            if near < len(files):
+                ends = _ends_in(files[near], end, min(stop, length), longest)
+        yield from ends
+        start = ends[-1]
 
 
 def _forced(files: Sequence[Entry]) -> Iterator[int]:
@@ -92,6 +91,9 @@ def _end(file: Entry) -> int:
     return padded(file.offset + file.size)
 
 
-def _out_of_chunk(file: Entry, bound: int) -> int:
-    """`bound`, or the start of the chunk of `file` that it lies inside. `file` ends after `bound`."""
-    return bound - max(bound - file.offset, 0) % CHUNK
+def _ends_in(file: Entry, bound: int, stop: int, step: int) -> Sequence[int]:
+    """`bound`, or the start of the chunk of `file` that it lies inside, and from there on what lies whole steps apart in the file and
+    before `stop`. `file` and `stop` end after `bound`."""
+    if bound < file.offset:
+        return [bound]
+    return range(bound - (bound - file.offset) % CHUNK, min(stop, _end(file)), step)

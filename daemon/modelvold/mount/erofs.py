@@ -51,4 +51,5 @@ class Complete:
         remove_tree(volume)
 
     def _mount(self, volume: Volume, target: Path) -> None:
-        mounts.mount_erofs(volume.image, [segment.path for segment in volume.segments], target)
+        files = [file for content in volume.contents for file in content.files(content.folder())]
+        mounts.mount_erofs(volume.image, files, target)

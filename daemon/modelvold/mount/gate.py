@@ -144,15 +144,17 @@ class Gate:
         self._adopt(segments)
 
     def unwatch(self, segments: Sequence[Segment]) -> None:
-        """After the last volume that has these was unmounted."""
+        """After the last volume that has these was unmounted. What had no bytes, nor lost any meanwhile, has no ignore mark."""
         left: list[Waiting] = []
+        empty = {segment: segment.generation for segment in segments if not segment.present}
         with self._lock:
             for segment in segments:
                 self._watched.pop(segment.inode, None)
                 left += self._waits.drop(segment)  # reads whose reader was killed
         self._questions.answer(left, is_allowed=False)
         for segment in segments:
-            self._marks.settle(segment)
+            if segment.present or segment.generation != empty.get(segment):
+                self._marks.settle(segment)
 
     def waiting(self, segments: Sequence[Segment]) -> list[Waiting]:
         """The reads that wait for any of these, oldest first."""

@@ -17,7 +17,6 @@ from modelvold.mount.backend import Known, Volume
 from modelvold.mount.directory import remove_tree
 from modelvold.mount.gate import Gate
 from modelvold.points import Point
-from modelvold.store.segment import Segment
 
 log = logging.getLogger(__name__)
 
@@ -79,10 +78,11 @@ class Lazy:
         mounts.unmount(self._door, detach=True)
 
     def _mount(self, volume: Volume, target: Path) -> None:
-        mounts.mount_erofs(volume.image, [self._behind_door(segment) for segment in volume.segments], target)
+        files = [file for content in volume.contents for file in content.files(self._behind_door(content.folder()))]
+        mounts.mount_erofs(volume.image, files, target)
 
-    def _behind_door(self, segment: Segment) -> Path:
-        return self._door / segment.path.relative_to(self._contents)
+    def _behind_door(self, folder: Path) -> Path:
+        return self._door / folder.relative_to(self._contents)
 
     def _open_door(self) -> None:
         """The private mount, adopted where a former daemon left it: its number tells whether volumes were opened through it."""

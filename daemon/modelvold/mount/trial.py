@@ -19,7 +19,7 @@ from modelvold.layer.raw import toc_of_raw
 from modelvold.mount.backend import Volume
 from modelvold.oci.digest import Digest
 from modelvold.oci.media_type import Reading
-from modelvold.store.catalog import ContentRow, SegmentRow
+from modelvold.store.catalog import ContentRow
 from modelvold.store.content import Content
 from modelvold.store.segment import Segment
 from modelvold.volume.erofs import write_image
@@ -53,7 +53,7 @@ class Trial:
     def __init__(self, scratch: Path) -> None:
         extents = tuple(Extent(ContentOffset(n * CHUNK), ContentOffset((n + 1) * CHUNK)) for n in range(_SEGMENTS))
         row = ContentRow(0, Digest.of(b"probe"), Reading.RAW, "probe", _SEGMENTS * CHUNK, "unverified", "")
-        self.content = Content(scratch, row, (SegmentRow(n, extent, None) for n, extent in enumerate(extents)))
+        self.content = Content(scratch, row, extents)
         image = write_image(merge([toc_of_raw("probe", _SEGMENTS * CHUNK, 0o444, 0)]), [extents])
         path = scratch / "probe.erofs"
         path.write_bytes(image.bytes)

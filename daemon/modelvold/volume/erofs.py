@@ -25,7 +25,8 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from functools import lru_cache
+from itertools import chain, count
 
 from modelvold.errors import Exhausted, Malformed
 from modelvold.layer.extent import BLOCK, CHUNK, Extent, padded
@@ -63,6 +64,10 @@ _SUPERBLOCK = struct.Struct("<3I2BH2Q4I16s16sI3H")
 # format xattrs mode nb size u ino uid gid mtime nsec nlink
 _INODE_FORM = struct.Struct("<4HQ4IQ2I")
 _DIRENT = struct.Struct("<QHBB")
+# blocks mapped_blkaddr, behind the slot's tag
+_SLOT_FORM = struct.Struct("<2I")
+#: From one chunk's entry to the next in a segment: the block in it is the upper half.
+_STEP = CHUNK // BLOCK << 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +96,8 @@ def write_image(tree: Tree, segments: Sequence[Sequence[Extent]], *, identity: b
     plan = _Plan(tree, devices)
     image = bytearray(plan.size)
     _write_superblock(image, plan, devices)
-    slots = (_SLOT * n + HEAD + 64 for n in range(devices))
-    for at, segment in zip(slots, chain.from_iterable(segments), strict=True):
-        struct.pack_into("<2I", image, at, padded(segment.length) // BLOCK, _NOWHERE)
+    for at, segment in zip(count(HEAD + 64, _SLOT), chain.from_iterable(segments), strict=False):
+        _SLOT_FORM.pack_into(image, at, -(-(segment.end - segment.start) // BLOCK), _NOWHERE)
     for number, inode in enumerate(plan.inodes):
         _write_inode(image, plan, number)
         if isinstance(inode, File):
@@ -293,6 +297,15 @@ def _numbered(segments: Sequence[Sequence[Extent]]) -> list[_Layer]:
     return layers
 
 
+@lru_cache(maxsize=64)
+def _run(chunks: int) -> tuple[int, int]:
+    """A chunk table of so many entries is one long number: here a one in each entry, and how far each lies behind the first. So a
+    table is made by a multiplication and a sum; made entry by entry, a large model's would take most of its image's time."""
+    ones = struct.pack("<Q", 1) * chunks
+    steps = struct.pack(f"<{chunks}Q", *range(0, chunks * _STEP, _STEP))
+    return int.from_bytes(ones, "little"), int.from_bytes(steps, "little")
+
+
 def _write_chunks(image: bytearray, at: int, file: File, layers: Sequence[_Layer]) -> None:
     """The chunk table of `file`, one run of equal steps for each segment that it meets."""
     if not file.size:
@@ -311,8 +324,8 @@ def _write_chunks(image: bytearray, at: int, file: File, layers: Sequence[_Layer
             )
         chunks = -(-(min(stop, end) - start) // CHUNK)
         first = (layer.first_device + segment) << 16 | (start - layer.starts[segment]) // BLOCK << 32
-        step = CHUNK // BLOCK << 32
-        struct.pack_into(f"<{chunks}Q", image, at, *range(first, first + chunks * step, step))
+        ones, steps = _run(chunks)
+        image[at : at + 8 * chunks] = (first * ones + steps).to_bytes(8 * chunks, "little")
         at += 8 * chunks
         start, segment = stop, segment + 1
 

@@ -35,7 +35,7 @@ from modelvold.oci.modelpack import ModelLayer
 from modelvold.oci.reference import Reference, Repository
 from modelvold.oci.synthetic import parse_pinned_tag
 from modelvold.points import Point
-from modelvold.store.catalog import VolumeRow
+from modelvold.store.catalog import NewContent, VolumeRow
 from modelvold.store.content import Content
 from modelvold.store.store import Store
 from modelvold.volume.erofs import write_image
@@ -127,12 +127,8 @@ class Opener:
             asking = _Asking(repository)
             tocs = self._read_tocs(asking, layers, spool)
             with self.settling, ExitStack() as undoing:
-                here = [
-                    self._content(asking, layer, toc, spool, undoing) for layer, toc in zip(layers, tocs, strict=True)
-                ]
-                # Only a content's own toc may show it: one that another opening has brought meanwhile has that one's.
-                tree = merge([named(toc, layer) for (_, toc), layer in zip(here, layers, strict=True)])
-                contents = [content for content, _ in here]
+                contents, tocs = self._contents(asking, layers, tocs, spool, undoing)
+                tree = merge([named(toc, layer) for toc, layer in zip(tocs, layers, strict=True)])
                 row = self._record(repository, manifest, reference, contents=contents, tree=tree, undoing=undoing)
                 undoing.pop_all()
         return row
@@ -242,37 +238,33 @@ class Opener:
             )
         return toc_codec.decode(kept)
 
-    def _content(
-        self, asking: _Asking, layer: ModelLayer, toc: Toc, spool: Spool, undoing: ExitStack
-    ) -> tuple[Content, Toc]:
-        """The layer's content, with what may be shown of it. Nothing is asked of the registry here."""
-        found = self._find(asking, layer, may_ask=False)
-        if found is not None:
-            return found, self._known_toc(layer, found)
-        digest, source = layer.descriptor.digest, str(asking.repository)
-        segments = cut(toc)
-        if layer.archive is Reading.RAW:
-            content = self._store.add(digest, Reading.RAW, source, toc.length, segments)
-        else:
-            headers, known = toc_codec.encode(toc), partial(spool.pieces, digest)
-            content = self._store.add(digest, Reading.TAR, source, toc.length, segments, headers=headers, known=known)
-        undoing.callback(self._store.remove, content)
-        return content, toc
+    def _contents(
+        self, asking: _Asking, layers: Sequence[ModelLayer], tocs: Sequence[Toc], spool: Spool, undoing: ExitStack
+    ) -> tuple[list[Content], list[Toc]]:
+        """The layers' contents, made where they are new, with what may be shown of each: its own toc alone, and one that another
+        opening has brought meanwhile has that one's. Nothing is asked of the registry here."""
+        found = [self._find(asking, layer, may_ask=False) for layer in layers]
+        shown = [
+            toc if content is None else self._known_toc(layer, content)
+            for layer, toc, content in zip(layers, tocs, found, strict=True)
+        ]
+        lacking = [(layer, toc) for layer, toc, content in zip(layers, tocs, found, strict=True) if content is None]
+        new = _new_contents(lacking, str(asking.repository))
+        made = dict(zip(new, self._store.add(list(new.values()), spool.pieces), strict=True)) if new else {}
+        for content in made.values():
+            undoing.callback(self._store.remove, content)
+        return [content or made[_key(layer)] for layer, content in zip(layers, found, strict=True)], shown
 
     def _find(self, asking: _Asking, layer: ModelLayer, *, may_ask: bool = True) -> Content | None:
         """What is here already and may be used. Raises Malformed and Mismatch where it may not be."""
-        digest, size = layer.descriptor.digest, layer.descriptor.size
+        digest = layer.descriptor.digest
         shared = self._store.find(digest, layer.archive, "")
         own = self._store.find(digest, layer.archive, str(asking.repository))
         is_shared = shared is not None and shared.is_verified and self._may_share(shared, asking, may_ask=may_ask)
         found = shared if is_shared else own
         if found is None:
             return None
-        if found.length != size:
-            raise Malformed(
-                f"{_called(layer)} is {size} bytes by this manifest, {found.length} by another",
-                "one of the two manifests lies; ask their producers",
-            )
+        _check_size(layer, found.length, "another")
         if found.state == "quarantined":
             raise Mismatch(
                 f"{_called(layer)} ({digest}) is in quarantine: {found.reason}",
@@ -326,6 +318,31 @@ def _about(reference: str) -> Iterator[None]:
         if failure.message.startswith(reference):
             raise
         raise type(failure)(f"{reference}: {failure.message}", failure.remedy) from failure
+
+
+def _new_contents(layers: Sequence[tuple[ModelLayer, Toc]], source: str) -> dict[tuple[Digest, Reading], NewContent]:
+    """One for each blob, however many layers it is; their sizes agree. Raises Malformed."""
+    new: dict[tuple[Digest, Reading], NewContent] = {}
+    for layer, toc in layers:
+        key = _key(layer)
+        if key in new:
+            _check_size(layer, new[key].length, "another layer of it")
+            continue
+        headers = None if layer.archive is Reading.RAW else toc_codec.encode(toc)
+        new[key] = NewContent(*key, source, toc.length, cut(toc), headers)
+    return new
+
+
+def _check_size(layer: ModelLayer, length: int, where: str) -> None:
+    if layer.descriptor.size != length:
+        raise Malformed(
+            f"{_called(layer)} is {layer.descriptor.size} bytes by this manifest, {length} by {where}",
+            "one of the two lies; ask the producers",
+        )
+
+
+def _key(layer: ModelLayer) -> tuple[Digest, Reading]:
+    return layer.descriptor.digest, layer.archive
 
 
 def _called(layer: ModelLayer) -> str:
