@@ -1,4 +1,4 @@
-"""Settings: a TOML file and flags → frozen values, every key checked. The only reader of settings and environment.
+"""Settings: a TOML file and flags → frozen values, every key checked. With `rpc.places` the only reader of settings and environment.
 
 Rules: a key that is not known is an error, for a setting that is silently not used is worse than none. Flags
 override the file. The file at its usual place may be missing; a file that was named may not. `ALLOWED` says for
@@ -20,13 +20,13 @@ import msgspec
 
 from modelvold.errors import InvalidInput
 from modelvold.registry.docker_config import default_path
-from modelvold.store.amount import Amount, duration
+from modelvold.registry.proxies import NO_PROXIES, Proxies
+from modelvold.rpc.places import DEFAULT_FILE, DEFAULT_RUN, SOCKET, user_places
+from modelvold.store.amount import Amount, duration, size
 
-DEFAULT_FILE = Path("/etc/modelvold/config.toml")
-DEFAULT_RUN = Path("/run/modelvold")
-_NAME = "modelvold"
-_SOCKET = "modelvold.sock"
 _LARGEST_FILE = 1 << 20
+#: Bytes a second: so that each of 64 connections gets the 4 KiB below which it counts as silent.
+_SLOWEST = 256 << 10
 
 ALLOWED: Mapping[str, str] = MappingProxyType(
     {
@@ -37,6 +37,8 @@ ALLOWED: Mapping[str, str] = MappingProxyType(
         "store.verify": '"serve", "segment" or "layer"',
         "store.scrub": 'a duration such as "30d" or "12h", or "" for never',
         "fetch.connections": "a whole number from 1 to 64",
+        "fetch.per_host": "a whole number from 1 to 64",
+        "fetch.bandwidth": 'an amount of bytes a second, such as "500 MiB" or "62.5 MB", or "" for none',
         "fetch.prefetch": "true or false",
         "fetch.deadline": "a number of seconds, more than 0 and at most 3600",
         "registry.hosts_dir": 'an absolute path, such as "/etc/containerd/certs.d"',
@@ -84,12 +86,20 @@ class Store(msgspec.Struct, frozen=True):
     scrub: float = 30 * 86400.0
 
 
-class Fetch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`connections` at a time in all; `deadline` in seconds without a byte of progress, for a waiting read."""
+_Connections = Annotated[int, msgspec.Meta(ge=1, le=64)]
+_Deadline = Annotated[float, msgspec.Meta(gt=0, le=3600)]
 
-    connections: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8
+
+class Fetch(msgspec.Struct, frozen=True):
+    """`connections` at a time in all, and to one host at most `per_host`; `bandwidth`: bytes a second of all of them together, None:
+    what there is. `deadline` in seconds without a byte of progress, for a waiting read.
+    """
+
+    connections: int = 32
+    per_host: int = 16
+    bandwidth: int | None = None
     prefetch: bool = True
-    deadline: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 60.0
+    deadline: float = 60.0
 
 
 class Registry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -110,6 +120,14 @@ class _Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keep: str | None = None
     verify: Serving = Store().verify
     scrub: str | None = None
+
+
+class _Fetched(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    connections: _Connections = Fetch().connections
+    per_host: _Connections = Fetch().per_host
+    bandwidth: str | None = None
+    prefetch: bool = Fetch().prefetch
+    deadline: _Deadline = Fetch().deadline
 
 
 class _Listening(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -137,7 +155,7 @@ class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     store: _Stored = _Stored()
-    fetch: Fetch = Fetch()
+    fetch: _Fetched = _Fetched()
     registry: Registry = Registry()
     mount: Mount = Mount()
     facade: _Listening = _Listening()
@@ -148,7 +166,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 @dataclass(frozen=True, slots=True)
 class Config:
     """Everything that steers the daemon. `run` is the folder of mounts and socket, `address` the socket; both
-    absolute. `for_user`: it serves one user and no containerd.
+    absolute. `proxies` are between the daemon and registries. `for_user`: it serves one user and no containerd.
     """
 
     store: Store
@@ -160,6 +178,7 @@ class Config:
     log: Log
     run: Path
     address: Path
+    proxies: Proxies = NO_PROXIES
     for_user: bool = False
 
     @property
@@ -181,7 +200,7 @@ def load(
     """The settings of `file` (None: the usual one, if it is there), overridden by the others where given. `for_user` has
     its usual places in that user's folders, and listens nowhere unless it is set.
 
-    Raises InvalidInput naming file, key and what the key takes.
+    Raises InvalidInput naming file, key and what the key takes, or the variable of the environment.
     """
     usual_file, usual_root, usual_run = (
         user_places(environment) if for_user else (DEFAULT_FILE, Store().root, DEFAULT_RUN)
@@ -198,7 +217,7 @@ def load(
     run = (run or usual_run).absolute()
     return Config(
         store=_store(where, (root or settings.store.root or usual_root).absolute(), settings.store),
-        fetch=settings.fetch,
+        fetch=_fetch(where, settings.fetch),
         registry=registry,
         mount=settings.mount,
         facade=Facade(facade),
@@ -207,35 +226,9 @@ def load(
         ),
         log=settings.log,
         run=run,
-        address=(address or run / _SOCKET).absolute(),
+        address=(address or run / SOCKET).absolute(),
+        proxies=Proxies.of(environment),
         for_user=for_user,
-    )
-
-
-def client_address(flag: Path | None, environment: Mapping[str, str] = os.environ) -> Path:
-    """The daemon's socket for whoever asks it: the flag, else MODELVOLD_ADDRESS, else the usual place: the system's for
-    root, a user's own for others, who may not ask the system's."""
-    if flag or environment.get("MODELVOLD_ADDRESS"):
-        return flag or Path(environment["MODELVOLD_ADDRESS"])
-    run = DEFAULT_RUN if os.geteuid() == 0 else user_places(environment)[2]
-    return run / _SOCKET
-
-
-def user_places(environment: Mapping[str, str]) -> tuple[Path, Path, Path]:
-    """A user's settings file, store and run folder (XDG Base Directory Specification, which ignores a path that is not
-    absolute). Without a runtime folder the run folder lies among the user's state."""
-    home = Path(environment.get("HOME") or "/")
-
-    def base(variable: str, usual: Path) -> Path:
-        named = Path(environment.get(variable) or "")
-        return (named if named.is_absolute() else usual) / _NAME
-
-    state = base("XDG_STATE_HOME", home / ".local/state")
-    run = base("XDG_RUNTIME_DIR", Path())
-    return (
-        base("XDG_CONFIG_HOME", home / ".config") / DEFAULT_FILE.name,
-        base("XDG_DATA_HOME", home / ".local/share"),
-        run if run.is_absolute() else state / "run",
     )
 
 
@@ -294,6 +287,16 @@ def _store(file: Path, root: Path, stored: _Stored) -> Store:
     )
 
 
+def _fetch(file: Path, fetched: _Fetched) -> Fetch:
+    return Fetch(
+        connections=fetched.connections,
+        per_host=fetched.per_host,
+        bandwidth=_read_as(_bandwidth, file, "fetch.bandwidth", fetched.bandwidth, Fetch().bandwidth),
+        prefetch=fetched.prefetch,
+        deadline=fetched.deadline,
+    )
+
+
 _T = TypeVar("_T")
 
 
@@ -319,6 +322,15 @@ def _reserve(text: str) -> Amount:
     if reserve.share == 1:
         raise ValueError(f"{text!r} of the disk leaves room for nothing")
     return reserve
+
+
+def _bandwidth(text: str) -> int | None:
+    bandwidth = Amount.parse(text)
+    if bandwidth.share or text.endswith("%"):
+        raise ValueError(f"{text!r} is a share, and nobody knows of how much")
+    if text and bandwidth.bytes < _SLOWEST:
+        raise ValueError(f"{text!r} is less than {size(_SLOWEST)} a second, at which reads fail for want of progress")
+    return bandwidth.bytes or None
 
 
 def _scrub(text: str) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import faulthandler
+import gc
 import logging
 import os
 import resource
@@ -74,6 +75,8 @@ def run(config: Config) -> int:
     notify = Notify(os.environ)
     with Handover(notify, config.run / "store", config.store.root / "content") as handover, ExitStack() as house:
         gate = _build(config, house, notify, handover)
+        gc.collect()
+        gc.freeze()  # what is here stays; a model of 700 GB makes objects enough that looking through all of it would be felt
         notify.ready()
         log.info("ready address=%s root=%s", config.address, config.store.root)
         while not ending.wait(None if gate else notify.interval):
@@ -92,14 +95,21 @@ def _build(config: Config, house: ExitStack, notify: Notify, handover: Handover)
     log.info("choose backend=%s reason=%r", name, reason)
     ours = architecture()
     client = house.enter_context(
-        Client(Hosts(config.registry.hosts_dir), Credentials(config.docker_config), facade=listen or None)
+        Client(
+            Hosts(config.registry.hosts_dir),
+            Credentials(config.docker_config),
+            facade=listen or None,
+            proxies=config.proxies,
+        )
     )
     desk: list[Lending] = []
     fetcher = Fetcher(
         store,
         client,
         lambda content: _sources(desk[0], content),
-        workers=config.fetch.connections,
+        connections=config.fetch.connections,
+        per_host=config.fetch.per_host,
+        bandwidth=config.fetch.bandwidth,
         stall=min(20.0, config.fetch.deadline / 3),  # a reader's deadline leaves time for another try, or another host
     )
     gate = None

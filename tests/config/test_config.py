@@ -11,6 +11,7 @@ import pytest
 from modelvold import config
 from modelvold.config import Endpoint
 from modelvold.errors import InvalidInput
+from modelvold.rpc import places
 from modelvold.store.amount import Amount
 from modelvold.store.showing import Verify
 
@@ -27,7 +28,8 @@ def test_defaults(tmp_path: Path) -> None:
     found = _load(tmp_path, "")
     assert (found.store.root, found.run) == (Path("/var/lib/modelvold"), Path("/run/modelvold"))
     assert found.address == Path("/run/modelvold/modelvold.sock")
-    assert (found.fetch.connections, found.fetch.prefetch, found.fetch.deadline) == (8, True, 60.0)
+    assert (found.fetch.connections, found.fetch.per_host, found.fetch.bandwidth) == (32, 16, None)
+    assert (found.fetch.prefetch, found.fetch.deadline) == (True, 60.0)
     assert found.registry.hosts_dir == Path("/etc/containerd/certs.d")
     assert found.docker_config == Path("/root/.docker/config.json")
     assert (found.mount.backend, found.log.level, found.log.format) == ("auto", "info", "text")
@@ -49,6 +51,8 @@ def test_every_key(tmp_path: Path) -> None:
         scrub = "12h"
         [fetch]
         connections = 64
+        per_host = 1
+        bandwidth = "62.5 MB"
         prefetch = false
         deadline = 1
         [registry]
@@ -69,7 +73,8 @@ def test_every_key(tmp_path: Path) -> None:
     assert (found.store.quota, found.store.reserve) == (Amount(bytes=200 << 30), Amount(share=0.05))
     assert (found.store.keep, found.store.verify, found.store.scrub) == (0.0, "layer", 43200.0)
     assert found.docker_config == Path("/c/config.json")
-    assert (found.fetch.connections, found.fetch.prefetch, found.fetch.deadline) == (64, False, 1.0)
+    assert (found.fetch.connections, found.fetch.per_host, found.fetch.bandwidth) == (64, 1, 62_500_000)
+    assert (found.fetch.prefetch, found.fetch.deadline) == (False, 1.0)
     assert (found.facade.listen, found.metrics.listen) == (Endpoint("::1", 1), Endpoint("0.0.0.0", 65535))
     assert (found.mount.backend, found.log.level, found.log.format) == ("lazy", "debug", "json")
 
@@ -78,6 +83,11 @@ def test_what_bounds_the_store_can_be_off(tmp_path: Path) -> None:
     found = _load(tmp_path, '[store]\nquota = ""\nreserve = ""\nkeep = ""\nscrub = ""').store
     assert (found.quota, found.reserve, found.keep, found.scrub) == (Amount(), Amount(), None, 0.0)
     assert _load(tmp_path, '[store]\nreserve = "0%"').store.reserve == Amount()
+
+
+@pytest.mark.parametrize(("text", "bandwidth"), [("", None), ("500 MiB", 500 << 20), ("256KiB", 1 << 18)])
+def test_bandwidth_is_bytes_a_second(tmp_path: Path, text: str, bandwidth: int | None) -> None:
+    assert _load(tmp_path, f'[fetch]\nbandwidth = "{text}"').fetch.bandwidth == bandwidth
 
 
 def test_what_is_verified_is_what_the_store_knows() -> None:
@@ -92,7 +102,7 @@ def test_listeners_can_be_off(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "key", "says"),
     [
-        ("[fetch]\nfoo = 1", "fetch.foo", "connections, prefetch, deadline"),
+        ("[fetch]\nfoo = 1", "fetch.foo", "connections, per_host, bandwidth, prefetch, deadline"),
         ("[fetsch]\nx = 1", "fetsch", "[facade], [fetch], [log]"),
         ("connections = 1", "connections", "[fetch]"),
         ("fetch = 3", "fetch", "heading [fetch]"),
@@ -100,6 +110,15 @@ def test_listeners_can_be_off(tmp_path: Path) -> None:
         ("[fetch]\nconnections = 0", "fetch.connections", "1 to 64"),
         ("[fetch]\nconnections = 65", "fetch.connections", "1 to 64"),
         ("[fetch]\nconnections = true", "fetch.connections", "1 to 64"),
+        ("[fetch]\nper_host = 0", "fetch.per_host", "1 to 64"),
+        ("[fetch]\nper_host = 65", "fetch.per_host", "1 to 64"),
+        ("[fetch]\nper_host = 1.5", "fetch.per_host", "1 to 64"),
+        ("[fetch]\nbandwidth = 500", "fetch.bandwidth", '"500 MiB"'),
+        ('[fetch]\nbandwidth = "500"', "fetch.bandwidth: '500' has no unit", '"" for none'),
+        ('[fetch]\nbandwidth = "500 Mbit"', "fetch.bandwidth: the unit 'Mbit' is not known", "MiB"),
+        ('[fetch]\nbandwidth = "80%"', "fetch.bandwidth: '80%' is a share", "an amount of bytes a second"),
+        ('[fetch]\nbandwidth = "0%"', "fetch.bandwidth: '0%' is a share", "an amount of bytes a second"),
+        ('[fetch]\nbandwidth = "0 B"', "fetch.bandwidth: '0 B' is less than 256 KiB a second", '"" for none'),
         ("[fetch]\nprefetch = 1", "fetch.prefetch", "true or false"),
         ("[fetch]\ndeadline = 0", "fetch.deadline", "more than 0"),
         ("[fetch]\ndeadline = nan", "fetch.deadline", "more than 0"),
@@ -162,7 +181,7 @@ def test_a_named_file_must_be_there_and_the_usual_one_need_not(tmp_path: Path, m
     with pytest.raises(InvalidInput, match=r"absent\.toml: no such file"):
         config.load(tmp_path / "absent.toml")
     monkeypatch.setattr(config, "DEFAULT_FILE", tmp_path / "absent.toml")
-    assert config.load().fetch.connections == 8
+    assert config.load().fetch.connections == 32
 
 
 @pytest.mark.parametrize(
@@ -182,14 +201,14 @@ def test_where_docker_keeps_credentials(tmp_path: Path, environment: dict[str, s
 def test_the_clients_address(monkeypatch: pytest.MonkeyPatch) -> None:
     """Root asks the system's daemon, others their own: the same one that they start."""
     named = {"MODELVOLD_ADDRESS": "/e.sock"}
-    assert config.client_address(Path("/f.sock"), named) == Path("/f.sock")
-    assert config.client_address(None, named) == Path("/e.sock")
+    assert places.client_address(Path("/f.sock"), named) == Path("/f.sock")
+    assert places.client_address(None, named) == Path("/e.sock")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert config.client_address(None, _XDG) == Path("/run/modelvold/modelvold.sock")
+    assert places.client_address(None, _XDG) == Path("/run/modelvold/modelvold.sock")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     for environment in (_XDG, {"HOME": "/home/x"}):
         served = config.load(for_user=True, environment=environment)
-        assert config.client_address(None, environment) == served.address
+        assert places.client_address(None, environment) == served.address
 
 
 _XDG = {"HOME": "/h", "XDG_CONFIG_HOME": "/c", "XDG_DATA_HOME": "/d", "XDG_STATE_HOME": "/s", "XDG_RUNTIME_DIR": "/r"}

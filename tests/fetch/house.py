@@ -73,6 +73,8 @@ def house(
     bounds: Bounds = Bounds(),  # noqa: B008 — a frozen value
     verify: Verify = Verify.SERVE,
     stall: float = 5,
+    per_host: int = WORKERS,
+    bandwidth: int | None = None,
 ) -> Iterator[House]:
     """No thread outlives it."""
     threads = set(threading.enumerate())
@@ -85,7 +87,13 @@ def house(
         notes = Notes(store)
         store.watch(notes)
         fetcher = Fetcher(
-            store, client, lambda content: [Repository.parse(content.source)], workers=WORKERS, stall=stall
+            store,
+            client,
+            lambda content: [Repository.parse(content.source)],
+            connections=WORKERS,
+            per_host=per_host,
+            stall=stall,
+            bandwidth=bandwidth,
         )
         store.serve(_Above(fetcher))
         life.enter_context(fetcher)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from modelvold.errors import NotFound
-from modelvold.fetch.fetcher import Fetcher
+from modelvold.fetch.fetcher import Fetcher, whole
 from modelvold.layer.extent import CHUNK
 from modelvold.oci.reference import Repository
 from modelvold.registry.client import Client
@@ -24,7 +24,7 @@ from tests.store.keeping import add, fill, wait_for_state
 def test_prefetch_is_one_request_for_every_byte_once(house: House) -> None:
     """A small model is one range of one request, verified against its digest."""
     content = house.add()
-    house.fetcher.prefetch([content])
+    house.fetcher.prefetch([whole(content)])
     wait_for_state(content, "verified")
     assert house.ranges == [f"bytes=0-{SIZE - 1}"]
     assert house.registry.bytes_sent() == SIZE
@@ -55,7 +55,7 @@ def test_a_demand_overtakes_a_running_prefetch(house: House) -> None:
     """It is taken from the prefetch, has a request of its own, and what lay behind it comes too."""
     house.registry.behaviour.rate = 8 * CHUNK
     content = house.add()
-    house.fetcher.prefetch([content])
+    house.fetcher.prefetch([whole(content)])
     until(lambda: content.segments[0].present > 0)
     house.fetcher.demand(content.segments[4])
     wait_for_state(content, "verified")
@@ -69,7 +69,7 @@ def test_cut_bodies_are_gone_on_with(house: House) -> None:
     cut = CHUNK + 70_000
     house.registry.behaviour.cut_after = cut
     content = house.add()
-    house.fetcher.prefetch([content])
+    house.fetcher.prefetch([whole(content)])
     wait_for_state(content, "verified")
     starts = [int(asked.removeprefix("bytes=").partition("-")[0]) for asked in house.ranges]
     assert starts == sorted(set(starts))
@@ -82,7 +82,7 @@ def test_a_prefetch_over_segments_that_hold_a_part(house: House) -> None:
     """A run that meets a segment begun by an earlier, cut transfer fills it from where it ends, not with its first bytes."""
     content = house.add()
     fill(house.store, content.segments[3], DATA, 300_000)
-    house.fetcher.prefetch([content])
+    house.fetcher.prefetch([whole(content)])
     until(lambda: content.state != "unverified")
     assert content.state == "verified"
     assert house.ranges[1:] == [f"bytes={3 * CHUNK + 300_000}-{SIZE - 1}"]
@@ -132,13 +132,13 @@ def test_removed_while_it_comes(house: House) -> None:
     """The transfer ends by itself, nobody fails, and other contents are fetched."""
     house.registry.behaviour.rate = 4 * CHUNK
     content = house.add()
-    house.fetcher.prefetch([content])
+    house.fetcher.prefetch([whole(content)])
     until(lambda: content.segments[0].present > 0)
     house.fetcher.forget([content])
     house.store.remove(content)
     house.registry.behaviour.rate = None
     other = house.add(generated(CHUNK, seed=9).read(0, CHUNK))
-    house.fetcher.prefetch([other])
+    house.fetcher.prefetch([whole(other)])
     wait_for_state(other, "verified")
     assert house.notes.failures == []
 
@@ -154,8 +154,10 @@ def test_leaving_while_bytes_are_awaited(tmp_path: Path, how: str) -> None:
             registry.behaviour.rate = 100_000
         with Client(Hosts(tmp_path / "certs.d"), Credentials(None)) as client:
             content = add(store, DATA, source=f"{registry.address}/models/tiny", digest=registry.put_blob(DATA))
-            fetcher = Fetcher(store, client, lambda c: [Repository.parse(c.source)], workers=2, stall=60)
+            fetcher = Fetcher(
+                store, client, lambda c: [Repository.parse(c.source)], connections=2, per_host=2, stall=60
+            )
             with fetcher:
-                fetcher.prefetch([content])
+                fetcher.prefetch([whole(content)])
                 assert wait_until(lambda: content.present > 0, 10)
         assert 0 < content.present < SIZE

@@ -5,20 +5,38 @@ from __future__ import annotations
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from modelvold.fetch.plan import LONGEST_TRANSFER, Assignment, Key, Plan
+from modelvold.fetch.ahead import LONGEST_TRANSFER
+from modelvold.fetch.plan import Assignment, Plan
+from modelvold.fetch.stretch import Key, Stretch
 
 CONTENTS, SEGMENTS, WORKERS = 3, 8, 3
 
 
 class Bytes:
-    """Which segments are there."""
+    """Which segments are there (fetch.stretch.Segments). Ten contents share a host."""
 
     def __init__(self, length: int = 1 << 20) -> None:
         self.present: set[Key] = set()
-        self.length = length
+        self.bytes = length
 
-    def plan(self, workers: int = WORKERS) -> Plan:
-        return Plan(workers, lambda key: key not in self.present, lambda _: self.length)
+    def is_missing(self, key: Key) -> bool:
+        return key not in self.present
+
+    def length(self, _key: Key) -> int:
+        return self.bytes
+
+    def count(self, _content: int) -> int:
+        return SEGMENTS
+
+    def host(self, content: int) -> str:
+        return f"host-{content // 10}"
+
+    def plan(self, connections: int = WORKERS, per_host: int = 99, pace: int = 99) -> Plan:
+        return Plan(self, connections, per_host, lambda _: pace)
+
+
+def _whole(content: int) -> list[Stretch]:
+    return [Stretch(content, 0, SEGMENTS)]
 
 
 def _next(plan: Plan) -> Assignment:
@@ -30,23 +48,46 @@ def _next(plan: Plan) -> Assignment:
 def test_demand_goes_before_prefetch_and_alone() -> None:
     """A segment somebody waits for is asked for first, in a request of its own."""
     plan = Bytes().plan()
-    plan.prefetch(1, SEGMENTS)
+    plan.prefetch(_whole(1))
     plan.demand((1, 5))
     assert _next(plan).keys == [(1, 5)]
-    assert _next(plan).keys == [(1, n) for n in range(5)]
+
+
+def test_what_lies_ahead_of_a_reader_goes_before_the_order() -> None:
+    """Whoever waits reads upward; what is below comes when there is nothing ahead."""
+    plan = Bytes().plan()
+    plan.prefetch(_whole(1))
+    plan.demand((1, 5))
+    plan.end(_next(plan))
+    assert _next(plan).keys == [(1, 6), (1, 7)]
+    assert _next(plan).keys == [(1, n) for n in range(6)]
 
 
 def test_prefetch_goes_in_long_requests_but_not_too_long() -> None:
     """Adjacent segments go together up to the longest transfer."""
     plan = Bytes(LONGEST_TRANSFER // 4).plan()
-    plan.prefetch(1, 10)
+    plan.prefetch([Stretch(1, 0, 100)])
     assert [_next(plan).count, _next(plan).count] == [4, 4]
+
+
+def test_requests_get_shorter_towards_the_end() -> None:
+    """So that all connections end at about one time."""
+    mib = 1 << 20
+    plan = Bytes(16 * mib).plan(connections=4, per_host=4)
+    plan.prefetch([Stretch(1, 0, 40)])
+    counts = []
+    while (assignment := plan.next()) is not None:
+        counts.append(assignment.count)
+        plan.end(assignment)
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] == 4
+    assert counts[-8:] == [1] * 8
 
 
 def test_prefetch_never_takes_the_last_worker() -> None:
     """With every prefetch under way a demand still gets a worker."""
     plan = Bytes(LONGEST_TRANSFER).plan()
-    plan.prefetch(1, SEGMENTS)
+    plan.prefetch(_whole(1))
     for _ in range(WORKERS - 1):
         _next(plan)
     assert plan.next() is None
@@ -58,7 +99,7 @@ def test_a_demand_takes_a_segment_that_waits_behind_others() -> None:
     """Claimed but not begun: the demand has it, the transfer stops there, and what lay behind it is fetched after all."""
     there = Bytes()
     plan = there.plan()
-    plan.prefetch(1, SEGMENTS)
+    plan.prefetch(_whole(1))
     prefetch = _next(plan)
     assert plan.begin(prefetch, (1, 0))
     there.present.add((1, 0))
@@ -87,7 +128,7 @@ def test_a_failure_rewinds() -> None:
     """What a transfer left is wanted as it was: prefetch from where it ended, a demand as a demand."""
     there = Bytes()
     plan = there.plan()
-    plan.prefetch(1, SEGMENTS)
+    plan.prefetch(_whole(1))
     prefetch = _next(plan)
     plan.begin(prefetch, (1, 0))
     there.present.add((1, 0))
@@ -115,7 +156,7 @@ def test_a_demand_nobody_waits_for_is_not_tried_for_ever() -> None:
 def test_forgotten_stays_forgotten() -> None:
     """A transfer of a forgotten content that fails is not begun again."""
     plan = Bytes().plan()
-    plan.prefetch(1, SEGMENTS)
+    plan.prefetch(_whole(1))
     prefetch = _next(plan)
     plan.forget(1)
     plan.end(prefetch, prefetch.keys)
@@ -156,8 +197,8 @@ def test_one_that_rests_is_asked_for_at_once_by_whoever_comes_after_it_was_relea
 def test_a_prefetch_that_failed_rests_as_a_whole_and_goes_behind_others() -> None:
     """No request for each of its segments, and nobody waits behind it."""
     plan = Bytes().plan()
-    plan.prefetch(1, SEGMENTS)
-    plan.prefetch(2, SEGMENTS)
+    plan.prefetch(_whole(1))
+    plan.prefetch(_whole(2))
     failed = _next(plan)
     assert failed.content == 1
     plan.end(failed, failed.keys, until=5.0)
@@ -175,7 +216,7 @@ def test_what_fails_takes_half_of_the_workers_and_its_prefetch_less() -> None:
     """Four workers: contents of a registry that lets every request hang hold two of them, and of these one is for demands."""
     plan = Bytes().plan(4)
     for content in range(3):
-        plan.prefetch(content, SEGMENTS)
+        plan.prefetch(_whole(content))
     for _ in range(3):
         failed = _next(plan)
         plan.end(failed, failed.keys, until=1.0)
@@ -196,7 +237,7 @@ def test_a_suspended_prefetch_is_resumed() -> None:
     """With what it lacks; and not what was never to be fetched whole."""
     there = Bytes()
     plan = there.plan()
-    plan.prefetch(1, SEGMENTS)
+    plan.prefetch(_whole(1))
     failed = _next(plan)
     plan.suspend_prefetch(1)
     plan.suspend_prefetch(2)
@@ -208,6 +249,177 @@ def test_a_suspended_prefetch_is_resumed() -> None:
     plan.resume_prefetch(2)
     assert _next(plan).keys == [(1, n) for n in range(4, SEGMENTS)]
     assert plan.next(9.0) is None
+
+
+# -- hosts and connections
+
+
+def test_requests_to_one_host_are_bounded() -> None:
+    """Demands as well as prefetch, which leaves one of them to a demand; another host has its own."""
+    plan = Bytes(LONGEST_TRANSFER).plan(connections=9, per_host=3)
+    plan.prefetch(_whole(1))
+    plan.prefetch(_whole(11))
+    hosts = [_next(plan).host for _ in range(4)]
+    assert hosts == ["host-0", "host-0", "host-1", "host-1"]
+    assert plan.next() is None
+    plan.demand((2, 0))
+    assert _next(plan).keys == [(2, 0)]
+    plan.demand((2, 1))
+    assert plan.next() is None
+
+
+def test_prefetch_keeps_to_the_pace() -> None:
+    """What the host is found to give; a demand goes beyond it."""
+    plan = Bytes(LONGEST_TRANSFER).plan(connections=9, pace=2)
+    plan.prefetch(_whole(1))
+    assert [_next(plan).count, _next(plan).count] == [1, 1]
+    assert plan.next() is None
+    plan.demand((2, 0))
+    assert _next(plan).is_demand
+
+
+def test_prefetch_makes_way_for_demands() -> None:
+    """One connection is kept for the first; for each of the next a prefetch ends, the last begun first, and comes back later."""
+    plan = Bytes(LONGEST_TRANSFER).plan(connections=4)
+    plan.prefetch(_whole(1))
+    running = [_next(plan) for _ in range(3)]
+    plan.demand((2, 0))
+    _next(plan)
+    assert not any(plan.must_cede(assignment) for assignment in running)
+    plan.demand((2, 4))
+    assert [plan.must_cede(assignment) for assignment in running] == [False, False, True]
+    plan.end(running[2], running[2].keys)
+    assert _next(plan).keys == [(2, 4)]
+    plan.end(running[0])
+    assert _next(plan).keys == running[2].keys
+
+
+def test_a_prefetch_that_somebody_waits_for_makes_no_way() -> None:
+    """Nor does a demand."""
+    plan = Bytes(LONGEST_TRANSFER).plan(connections=2)
+    plan.prefetch(_whole(1))
+    prefetch = _next(plan)
+    plan.begin(prefetch, (1, 0))
+    plan.demand((1, 0))
+    plan.demand((2, 0))
+    demand = _next(plan)
+    plan.demand((2, 4))
+    assert not plan.must_cede(prefetch)
+    assert not plan.must_cede(demand)
+
+
+# -- readers
+
+
+def test_who_reads_upward_is_expected() -> None:
+    """Somebody who waits where nobody was is not; who waits next for what lies ahead of him is, and so is who comes back a little."""
+    there = Bytes(LONGEST_TRANSFER)
+    plan = there.plan(connections=9)
+    plan.prefetch(_whole(1))
+    plan.demand((1, 2))
+    first = _next(plan)
+    assert plan.rushed("host-0") == {first.id}
+    there.present.add((1, 2))
+    plan.end(first)
+    assert plan.rushed("host-0") == set()
+    plan.demand((1, 3))
+    plan.demand((1, 4))
+    _next(plan)
+    _next(plan)
+    assert plan.rushed("host-0") == set()
+    plan.demand((1, 0))
+    sudden = _next(plan)
+    assert plan.rushed("host-0") == {sudden.id}
+
+
+def test_who_leaps_ahead_is_not_expected() -> None:
+    """Over what has not been asked for yet."""
+    plan = Bytes(LONGEST_TRANSFER).plan(connections=9)
+    plan.prefetch(_whole(1))
+    leaps = set()
+    for number in (0, 4):
+        plan.demand((1, number))
+        leaps.add(_next(plan).id)
+    assert plan.rushed("host-0") == leaps
+
+
+def test_several_readers_of_one_file_are_followed() -> None:
+    """Whoever waited last first, each from where he is."""
+    there = Bytes(LONGEST_TRANSFER)
+    plan = there.plan(connections=9)
+    plan.prefetch([Stretch(1, 0, SEGMENTS)])
+    for number in (0, 4):
+        plan.demand((1, number))
+        demand = _next(plan)
+        there.present.add((1, number))
+        plan.end(demand)
+    assert [_next(plan).first for _ in range(6)] == [5, 6, 7, 1, 2, 3]
+
+
+def test_nothing_is_fetched_ahead_where_nobody_asked_for_that() -> None:
+    """With prefetch off a reader gets what he waits for."""
+    plan = Bytes().plan()
+    plan.demand((1, 2))
+    plan.end(_next(plan))
+    assert plan.next() is None
+
+
+def test_where_there_is_no_room_a_little_ahead_of_readers_comes() -> None:
+    """And nothing else, until it is asked for again."""
+    there = Bytes(LONGEST_TRANSFER)
+    plan = there.plan(connections=9)
+    plan.prefetch(_whole(1))
+    plan.confine_prefetch(1)
+    assert plan.next() is None
+    assert not plan.is_prefetching(1)
+    plan.demand((1, 1))
+    demand, *led = [_next(plan) for _ in range(3)]
+    assert demand.is_demand
+    assert [(assignment.keys, assignment.is_led) for assignment in led] == [([(1, 2)], True), ([(1, 3)], True)]
+    assert plan.next() is None
+    plan.prefetch(_whole(1))
+    assert _next(plan).keys == [(1, 0)]
+
+
+# -- the order
+
+
+def test_stretches_come_in_their_order() -> None:
+    """Heads before the rest; what came with a head is not asked for again."""
+    plan = Bytes(LONGEST_TRANSFER).plan(connections=9)
+    plan.prefetch([Stretch(1, 0, 1), Stretch(2, 0, 2), Stretch(1, 0, 3), Stretch(2, 0, 3)])
+    assert [_next(plan).keys[0] for _ in range(6)] == [(1, 0), (2, 0), (2, 1), (1, 1), (1, 2), (2, 2)]
+
+
+def test_a_better_order_takes_the_place_of_the_first() -> None:
+    """And not one behind what was asked for later."""
+    plan = Bytes(LONGEST_TRANSFER).plan(connections=9)
+    plan.prefetch([Stretch(1, 0, 2)])
+    plan.prefetch([Stretch(2, 0, 1)])
+    plan.prefetch([Stretch(1, 1, 2), Stretch(1, 0, 1)])
+    assert [_next(plan).keys[0] for _ in range(3)] == [(1, 1), (1, 0), (2, 0)]
+
+
+# -- registries without ranges
+
+
+def test_without_ranges_all_comes_in_one_stream() -> None:
+    """Whatever is demanded of it meanwhile, nothing is asked for beside it."""
+    there = Bytes()
+    plan = there.plan(connections=9)
+    plan.demand((1, 5))
+    found_out = _next(plan)
+    plan.stream(1)
+    plan.end(found_out, found_out.keys)
+    there.present.add((1, 1))
+    stream = _next(plan)
+    assert (stream.is_stream, stream.is_demand, stream.count) == (True, True, SEGMENTS)
+    plan.demand((1, 7))
+    assert plan.next() is None
+    assert not plan.begin(stream, (1, 1))
+    plan.end(stream, [(1, 6), (1, 7)])
+    again = _next(plan)
+    assert (again.is_stream, again.is_demand) == (True, True)
 
 
 class PlanMachine(RuleBasedStateMachine):
@@ -240,7 +452,7 @@ class PlanMachine(RuleBasedStateMachine):
 
     @rule(content=st.integers(0, CONTENTS - 1))
     def prefetch(self, content: int) -> None:
-        self.plan.prefetch(content, SEGMENTS)
+        self.plan.prefetch(_whole(content))
         self.wanted.add(content)
 
     @rule(content=st.integers(0, CONTENTS - 1))

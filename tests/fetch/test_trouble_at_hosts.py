@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from modelvold import errors
+from modelvold.fetch.fetcher import whole
 from modelvold.layer.extent import CHUNK
 from modelvold.store.content import Content
 from modelvold.store.room import Bounds, Lease
@@ -73,7 +74,7 @@ def test_a_wrong_content_is_fetched_once_more_from_another_host(tmp_path: Path) 
     with house(tmp_path, mirrors=1) as made:
         content = made.add()
         made.mirrors[0].put_blob(DATA[:-1] + b"?", content.digest)
-        made.fetcher.prefetch([content])
+        made.fetcher.prefetch([whole(content)])
         wait_for_state(content, "verified")
         assert bytes_of(content) == DATA
         assert content.suspects == {made.mirrors[0].address}
@@ -86,7 +87,7 @@ def test_a_content_that_is_wrong_everywhere_is_quarantined(tmp_path: Path) -> No
         content = made.add()
         for host in (made.mirrors[0], made.registry):
             host.put_blob(DATA[:-1] + b"?", content.digest)
-        made.fetcher.prefetch([content])
+        made.fetcher.prefetch([whole(content)])
         wait_for_state(content, "quarantined")
         assert [host.bytes_sent() for host in (made.mirrors[0], made.registry)] == [SIZE, SIZE]
         assert not made.fetcher.start_over(content)
@@ -186,7 +187,7 @@ def test_credentials_that_end_are_waited_for_while_somebody_waits(tmp_path: Path
         content = made.add(generated(CHUNK, seed=5).read(0, CHUNK) * 64)  # four requests
         made.log_in()
         made.registry.behaviour.rate = 32 * CHUNK
-        made.fetcher.prefetch([content])
+        made.fetcher.prefetch([whole(content)])
         until(lambda: content.present > CHUNK)
         made.registry.auth = Auth(password="changed")
         until(lambda: not made.fetcher.is_prefetching(content))
@@ -206,7 +207,7 @@ def test_a_token_that_ends_is_renewed_without_a_word(tmp_path: Path, caplog: pyt
         content = made.add(generated(CHUNK, seed=6).read(0, CHUNK) * 64)
         made.log_in()
         made.registry.behaviour.rate = 32 * CHUNK
-        made.fetcher.prefetch([content])
+        made.fetcher.prefetch([whole(content)])
         for quarter in (1, 2, 3):
             until(lambda least=quarter * content.length // 4: content.present >= least)
             made.registry.forget_tokens()
@@ -222,7 +223,7 @@ def test_who_is_refused_is_not_asked_for_often(tmp_path: Path, status: int, noun
         content = made.add()
         made.registry.behaviour.status = {".*": status}
         made.registry.behaviour.headers = {"WWW-Authenticate": "Negotiate"}
-        made.fetcher.prefetch([content])
+        made.fetcher.prefetch([whole(content)])
         until(lambda: not made.fetcher.is_prefetching(content))
         assert len(made.ranges) == 1
         assert isinstance(content.last_error, noun)
@@ -249,7 +250,7 @@ def test_a_demand_waits_for_room_and_a_prefetch_ends(tmp_path: Path) -> None:
         content = made.add()
         made.fetcher.demand(content.segments[0])
         until(lambda: content.segments[0].durable)
-        made.fetcher.prefetch([content])
+        made.fetcher.prefetch([whole(content)])
         until(lambda: isinstance(content.last_error, errors.Exhausted))
         assert not made.fetcher.is_prefetching(content)
         made.fetcher.demand(content.segments[1])
@@ -299,7 +300,7 @@ def test_leaving_while_an_answer_is_awaited(tmp_path: Path) -> None:
     with house(tmp_path, stall=60) as made:
         content = made.add()
         made.registry.behaviour.hang = True
-        made.fetcher.prefetch([content])
+        made.fetcher.prefetch([whole(content)])
         made.fetcher.demand(content.segments[-1])
         until(lambda: len(made.ranges) == 2)
         made.fetcher.stop()

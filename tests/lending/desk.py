@@ -91,7 +91,7 @@ def desk(root: Path, registry: FakeRegistry, backend: str, *, links: bool = Fals
                 return [Repository.parse(content.source)]
             return [row.repository for row in lendings[0].find(None) if content.id in row.contents]
 
-        fetcher = Fetcher(store, client, sources, workers=4, stall=5)
+        fetcher = Fetcher(store, client, sources, connections=4, per_host=4, stall=5)
         opener = Opener(store, client, "amd64")
         places: Places = Links() if links else Binds()
         shown: Backend = Complete()

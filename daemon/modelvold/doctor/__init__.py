@@ -35,6 +35,7 @@ from modelvold.errors import Failure
 from modelvold.linux.machine import architecture
 from modelvold.mount.findings import LAZY
 from modelvold.oci.reference import Reference
+from modelvold.rpc import places
 
 __all__ = ["Level", "Line", "Report", "examine"]
 _SETTINGS = Group("settings")
@@ -64,7 +65,7 @@ def examine(
 def _settings(file: Path | None, root: Path | None, run: Path | None) -> tuple[Config, Line]:
     """As the daemon would have them; the defaults, and a line that says so, where it would not start with them."""
     for_user = os.geteuid() != 0
-    usual = config.user_places(os.environ)[0] if for_user else config.DEFAULT_FILE
+    usual = places.user_places(os.environ)[0] if for_user else places.DEFAULT_FILE
     try:
         settings = config.load(file, root=root, run=run, for_user=for_user)
     except RecursionError:
@@ -129,5 +130,5 @@ def _model(text: str, settings: Config, place: Place, backend: str, *, is_there:
     except Failure as failure:
         yield model.unreadable(text, failure)
         return
-    answer = ask(reference, hosts_dir, settings.docker_config, facade, architecture())
+    answer = ask(reference, hosts_dir, settings.docker_config, facade, architecture(), proxies=settings.proxies)
     yield from model.check(answer, Here(backend, place.free, route if is_there else None))

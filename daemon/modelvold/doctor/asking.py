@@ -15,6 +15,7 @@ from modelvold.oci.synthetic import parse_pinned_tag
 from modelvold.registry.client import Client
 from modelvold.registry.credentials import BasicCredentials, Credentials
 from modelvold.registry.hosts import Hosts
+from modelvold.registry.proxies import NO_PROXIES, Proxies
 
 #: A registry that is slower leaves a pod waiting longer than its Prepare may take (20 s).
 _PATIENCE = 15.0
@@ -33,10 +34,18 @@ def route_of(reference: Reference, hosts_dir: Path, facade: str) -> Route:
     return Route(leads, str(server), facade, folder / "hosts.toml")
 
 
-def ask(reference: Reference, hosts_dir: Path, docker_config: Path, facade: str, architecture: str) -> Answer:
+def ask(
+    reference: Reference,
+    hosts_dir: Path,
+    docker_config: Path,
+    facade: str,
+    architecture: str,
+    *,
+    proxies: Proxies = NO_PROXIES,
+) -> Answer:
     """`facade`, as above, is never asked; `architecture` is this node's, in OCI's words."""
     witness = _Witness(docker_config)
-    with Client(Hosts(hosts_dir), witness, facade=facade or None) as client:
+    with Client(Hosts(hosts_dir), witness, facade=facade or None, proxies=proxies) as client:
         try:
             manifest = _manifest(client, reference, architecture)
         except Failure as failure:

@@ -18,7 +18,7 @@ from modelvold.oci.digest import Digest
 from modelvold.oci.reference import Repository
 from modelvold.points import Point
 from modelvold.store.content import Content, content_of
-from modelvold.store.segment import Segment
+from modelvold.store.segment import Segment, Writer
 from modelvold.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,9 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 class Body(Protocol):
     @property
     def host(self) -> str: ...
+
+    @property
+    def ahead(self) -> int: ...
 
     def readinto(self, buffer: memoryview, /) -> int: ...
 
@@ -48,11 +51,38 @@ class Blobs(Protocol):
         timeout: float,
         size: int,
         avoid: AbstractSet[str],
+        takes_whole: bool,
     ) -> AbstractContextManager[Body]: ...
 
     def hosts(self, repository: Repository) -> AbstractSet[str]:
         """Who may be asked, as `Body.host` names them."""
         ...
+
+
+class Task(Protocol):
+    """What a transfer is told by whoever has it done."""
+
+    def opened(self, body: Body, /) -> None: ...
+
+    def begin(self, segment: Segment, /) -> bool:
+        """Whether the segment is this transfer's to fill."""
+        ...
+
+    def goes_on(self) -> bool:
+        """Asked before more is read; may wait. False: to end here."""
+        ...
+
+    def piece(self, most: int, /) -> int:
+        """How many bytes to read at once, at most `most`."""
+        ...
+
+    def note(self, count: int, /) -> None:
+        """So many bytes have come."""
+        ...
+
+
+class RangelessError(Exception):
+    """The registry sends a blob from its first byte whatever is asked for."""
 
 
 class Transfers:
@@ -79,28 +109,48 @@ class Transfers:
             body.abort()
 
     def run(
-        self, segments: Sequence[Segment], begin: Callable[[Segment], bool], buffer: memoryview, *, is_demand: bool
+        self,
+        segments: Sequence[Segment],
+        task: Task,
+        buffer: memoryview,
+        *,
+        is_read: bool,
+        slow: AbstractSet[str] = frozenset(),
+        is_stream: bool = False,
     ) -> bool:
-        """Fills adjacent segments of one content, in order, for as long as `begin` says that the next one is this transfer's to fill.
+        """Fills adjacent segments of one content, in order, for as long as `task` says. False where the bytes were wrong, and another
+        host is to be asked.
 
-        False where the bytes were wrong, and another host is to be asked. Raises Failure.
+        `is_read`: somebody waits, or reads right behind it. `slow` hosts are asked only where no other has it. `is_stream`: from the
+        content's first byte, past what is here already; RangelessError where that turns out to be the only way. Raises Failure.
         """
         content = content_of(segments[0])
         if content.state == "quarantined":
             raise Mismatch(f"layer {content.digest}: {content.reason}", "remove the model with `modelvold rm`")
         self._store.check()
-        with self._store.room.taken(segments, is_demand=is_demand):
-            return self._run(content, segments, begin, buffer)
+        with self._store.room.taken(segments, is_read=is_read):
+            missing = [segment for segment in segments if not segment.is_complete]
+            return not missing or self._run(content, missing, task, buffer, slow, is_stream=is_stream)
 
     def _run(
-        self, content: Content, segments: Sequence[Segment], begin: Callable[[Segment], bool], buffer: memoryview
+        self,
+        content: Content,
+        segments: Sequence[Segment],
+        task: Task,
+        buffer: memoryview,
+        slow: AbstractSet[str],
+        *,
+        is_stream: bool,
     ) -> bool:
         start = BlobOffset(segments[0].extent.start + segments[0].filled)
-        with self._open(content, start, BlobOffset(segments[-1].extent.end)) as body:
+        with self._open(content, start, BlobOffset(segments[-1].extent.end), slow) as body:
             points.at(Point.FETCH_OPENED)
+            if body.ahead and not is_stream:
+                raise RangelessError
             self._hold(body)
+            task.opened(body)
             try:
-                self._fill_all(segments, start, body, begin, buffer)
+                self._fill_all(segments, start - body.ahead, body, task, buffer, is_stream=is_stream)
             except Mismatch:
                 if not self.has_another(content):
                     raise
@@ -121,9 +171,14 @@ class Transfers:
         except Failure:
             return {""}
 
-    def _open(self, content: Content, start: BlobOffset, end: BlobOffset) -> AbstractContextManager[Body]:
+    def _open(
+        self, content: Content, start: BlobOffset, end: BlobOffset, slow: AbstractSet[str]
+    ) -> AbstractContextManager[Body]:
         failures: list[Failure] = []
         for repository in self._sources_of(content):
+            avoid = frozenset(content.suspects)
+            if slow and self._hosts(repository) - avoid - slow:
+                avoid |= slow
             try:
                 return self._blobs.open_range(
                     repository,
@@ -132,7 +187,8 @@ class Transfers:
                     end,
                     timeout=self._stall,
                     size=content.length,
-                    avoid=frozenset(content.suspects),
+                    avoid=avoid,
+                    takes_whole=True,
                 )
             except Failure as failure:
                 failures.append(failure)
@@ -141,35 +197,55 @@ class Transfers:
         raise most_hopeful(failures)
 
     def _fill_all(
-        self,
-        segments: Sequence[Segment],
-        start: BlobOffset,
-        body: Body,
-        begin: Callable[[Segment], bool],
-        buffer: memoryview,
+        self, segments: Sequence[Segment], at: int, body: Body, task: Task, buffer: memoryview, *, is_stream: bool
     ) -> None:
-        at = start
+        """`at`: where in the content the body begins. What it cannot go on with, since a part is here already, it leaves; but for a
+        stream, which passes over that."""
         for segment in segments:
-            if not begin(segment) or not self._fill(segment, at, body, buffer):
+            if not task.begin(segment):
+                if is_stream:
+                    continue
                 return
-            at = BlobOffset(segment.extent.end)
+            with self._store.writing(segment) as writer:
+                known = segment.extent.start + segment.filled - at
+                if known < 0 or (known and not is_stream) or not self._pass_over(known, body, task, buffer):
+                    return
+                segment.hosts = tuple({*segment.hosts, body.host})
+                if not self._fill(writer, body, task, buffer):
+                    return
+            at = segment.extent.end
 
-    def _fill(self, segment: Segment, at: BlobOffset, body: Body, buffer: memoryview) -> bool:
-        """False where the body, which has come to `at`, does not go on where the segment's file ends: it holds a part already."""
-        with self._store.writing(segment) as writer:
-            if segment.extent.start + segment.filled != at:
+    def _pass_over(self, count: int, body: Body, task: Task, buffer: memoryview) -> bool:
+        """Reads what is here already. False where it is to end before that."""
+        while count:
+            got = self._read(min(count, len(buffer)), body, task, buffer)
+            if not got:
                 return False
-            segment.hosts = tuple({*segment.hosts, body.host})
-            while writer.remaining:
-                got = body.readinto(buffer[: min(writer.remaining, len(buffer))])
-                if not got:
-                    raise Unreachable(f"layer {content_of(segment).digest}: the registry sent too few bytes")
-                try:
-                    writer.append(buffer[:got])
-                except OSError as error:
-                    raise _of_disk(segment, error) from error
-                self._store.on_appended(writer)
+            count -= got
         return True
+
+    def _fill(self, writer: Writer, body: Body, task: Task, buffer: memoryview) -> bool:
+        """Appends what comes until it is complete. False where it is to end before that."""
+        while writer.remaining:
+            got = self._read(min(writer.remaining, len(buffer)), body, task, buffer)
+            if not got:
+                return False
+            try:
+                writer.append(buffer[:got])
+            except OSError as error:
+                raise _of_disk(writer.segment, error) from error
+            self._store.on_appended(writer, buffer[:got])
+        return True
+
+    def _read(self, most: int, body: Body, task: Task, buffer: memoryview) -> int:
+        """How many bytes there are in `buffer` now; 0 where it is to end."""
+        if not task.goes_on():
+            return 0
+        got = body.readinto(buffer[: task.piece(most)])
+        if not got:
+            raise Unreachable(f"{body.host}: the registry sent too few bytes")
+        task.note(got)
+        return got
 
     def _hold(self, body: Body) -> None:
         with self._lock:

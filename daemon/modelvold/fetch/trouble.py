@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from math import inf
 
 from modelvold.errors import Failure
-from modelvold.fetch.plan import Key
 from modelvold.fetch.retry import pause_after
+from modelvold.fetch.stretch import Key
 
 #: So many bytes more than at the last failure, and it is no longer "in a row"; the gate moves its deadlines by as many.
 PROGRESS = 64 << 10

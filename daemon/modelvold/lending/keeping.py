@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Protocol, Self
 
@@ -47,7 +47,7 @@ class Lent(Protocol):
 
 class Keeping:
     """Also what the store asks of the rooms above it (store.ports.Above). `keep` in seconds, None for until room is needed;
-    `is_prefetching`: whether a mounted volume's bytes are fetched ahead of being read."""
+    `prefetch(volume, contents)` begins to fetch these ahead of being read, None where nothing is."""
 
     def __init__(
         self,
@@ -58,14 +58,14 @@ class Keeping:
         wrong: Wrong,
         *,
         keep: float | None,
-        is_prefetching: bool,
+        prefetch: Callable[[str, Sequence[Content]], None] | None,
     ) -> None:
         self._store = store
         self._fetcher = fetcher
         self._table = table
         self._lent = lent
         self._keep = keep
-        self._is_prefetching = is_prefetching
+        self._prefetch = prefetch
         self._reach = (
             store.room.within_reach()
         )  # as the last look found it: it takes a while where there are many segments
@@ -132,8 +132,8 @@ class Keeping:
         reach = self._reach = self._store.room.within_reach()
         for row in self._lent.rows():
             missing = self._missing(row)
-            if self._is_prefetching and 0 < missing <= reach and self._table.is_mounted(row.id):
-                self._fetcher.prefetch([content for content in self._contents(row) if self._is_left(content)])
+            if self._prefetch is not None and 0 < missing <= reach and self._table.is_mounted(row.id):
+                self._prefetch(row.id, [content for content in self._contents(row) if self._is_left(content)])
 
     def _is_left(self, content: Content) -> bool:
         has_failed = content.last_error is not None and not isinstance(content.last_error, Exhausted)

@@ -19,6 +19,7 @@ from modelvold.errors import Failure, InUse, NotFound, NotYet
 from modelvold.fetch.fetcher import Fetcher
 from modelvold.lending.checking import Checking
 from modelvold.lending.completing import Completing
+from modelvold.lending.foresight import Foresight
 from modelvold.lending.keeping import Keeping
 from modelvold.lending.openings import Openings
 from modelvold.lending.placing import Placing
@@ -70,7 +71,8 @@ class Lending:
         self._placing = Placing(store.catalog, places, self.lending, self.mounted)
         self.rates = Rates(store.contents)
         self._openings = Openings(store, opener)
-        self._pulls = Pulls(store, fetcher, self.rates, stall=stall)
+        self._foresight = Foresight(store, fetcher, opener.tree)
+        self._pulls = Pulls(store, fetcher, self.rates, self._foresight.start, stall=stall)
         self._completing = Completing(self._complete, self._pulls.progress)
         self._checking = Checking(store, fetcher, stall=stall)
         self.wrong = Wrong(
@@ -78,7 +80,9 @@ class Lending:
             lambda volume: opener.tree(volume.id),
             lambda volume: self._placing.renew(volume, table.path(volume)),
         )
-        self.keeping = Keeping(store, fetcher, table, self, self.wrong, keep=keep, is_prefetching=prefetch)
+        self.keeping = Keeping(
+            store, fetcher, table, self, self.wrong, keep=keep, prefetch=self._foresight.start if prefetch else None
+        )
 
     def __enter__(self) -> Self:
         self._openings.__enter__()
@@ -87,6 +91,7 @@ class Lending:
         self._table.adopt(volumes)
         self._placing.forget_lost()
         self.rates.__enter__()
+        self._foresight.__enter__()
         self._completing.__enter__()
         self.keeping.__enter__()
         self.wrong.adopt([(volume, missing[volume.id]) for volume in self._table.mounted()])
@@ -98,6 +103,7 @@ class Lending:
         self.keeping.__exit__(*_)
         self.wrong.close()
         self._completing.__exit__(*_)
+        self._foresight.__exit__(*_)
         self.rates.__exit__(*_)
         self._openings.__exit__(*_)
 
@@ -167,7 +173,7 @@ class Lending:
                 if (step := self._pulls.progress(row)) != last:
                     yield step
                 last = step
-                time.sleep(LOOK)
+                wait([work], LOOK)
             work.result()
         self._placing.place(row.id, directory)
         yield row
@@ -289,12 +295,13 @@ class Lending:
 
     def _start_prefetch(self, volume: Volume) -> None:
         if self._is_prefetching:
-            self._fetcher.prefetch(
+            self._foresight.start(
+                volume.id,
                 [
                     c
                     for c in volume.contents
                     if not c.is_durable and c.state != "quarantined" and not self._fetcher.is_prefetching(c)
-                ]
+                ],
             )
 
     def _check_unused(self, row: VolumeRow) -> None:
@@ -315,6 +322,7 @@ class Lending:
         volume = self.volume(row)
         with self._opener.settling:
             self._openings.forget(row)
+            self._foresight.forget(row.id)
             self._table.forget(volume)
             gone = set(self._store.catalog.remove_volume(row.id))
             self._opener.image_path(row.id).unlink(missing_ok=True)
@@ -326,6 +334,8 @@ class Lending:
 
     def _release(self, volume: Volume) -> None:
         self._table.release(volume.id)
+        if not self._pulls.is_running(volume.id):
+            self._foresight.forget(volume.id)
         pulled = [row for row in self._openings.rows() if self._pulls.is_running(row.id)]
         needed = {content.id for other in self._table.mounted() for content in other.contents}
         needed |= {number for row in pulled for number in row.contents}

@@ -83,7 +83,8 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One step of making a volume complete. Counts bytes; `done` only when every byte is present, durable and verified."""
+    """One step of making a volume complete. Counts bytes; `done` only when every byte is present, durable and verified. `rate` is
+    bytes a second over the last seconds, `eta` seconds until every byte is present, negative where unknown."""
 
     reference: str
     size: int
@@ -92,6 +93,7 @@ class Progress:
     verified: int
     rate: float
     done: bool
+    eta: float = -1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,106 @@
+"""A transfer under way: what its worker notes of it, and what others make of that."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from statistics import median
+from typing import Protocol
+
+from modelvold.fetch.plan import Assignment
+
+#: Seconds over which a rate is taken.
+_WINDOW = 2.0
+#: One that comes so many times slower than others from its host do, and would take so many times longer than elsewhere, is better
+#: begun again.
+_SLOWER, _LONGER = 5.0, 3.0
+#: So many rates of others make a comparison.
+_ENOUGH = 2
+
+
+class Abortable(Protocol):
+    @property
+    def host(self) -> str: ...
+
+    def abort(self) -> None: ...
+
+
+class Flight:
+    """Its worker alone writes `body`, `came` and `last`; what the others do to it is under the fetcher's lock."""
+
+    def __init__(self, assignment: Assignment, size: int, wait: Callable[[Flight], bool]) -> None:
+        self.assignment = assignment
+        self.size = size
+        self.body: Abortable | None = None
+        self.came = 0
+        self.last = time.monotonic()  # when something came, or it began
+        self.is_held = False
+        self.must_end = False
+        self.is_given_up = False
+        self.pause_until = 0.0  # by the bound on bandwidth
+        self._wait = wait
+        self._samples: deque[tuple[float, int]] = deque()  # when how much had come, since it last was held
+
+    @property
+    def host(self) -> str:
+        return self.assignment.host
+
+    # -- its worker
+
+    def goes_on(self) -> bool:
+        """Waits where it must hold still. False where it is to end at the byte it has come to."""
+        if self.is_held or self.must_end or self.pause_until:
+            return self._wait(self)
+        return True
+
+    def note(self, count: int) -> None:
+        """So many bytes have come."""
+        self.came += count
+        self.last = time.monotonic()
+
+    # -- the watch
+
+    def give_up(self) -> None:
+        """Wakes its worker, which ends."""
+        if self.body is not None:
+            self.body.abort()
+
+    def sample(self, now: float) -> None:
+        if self.is_held:
+            self._samples.clear()
+            return
+        self._samples.append((now, self.came))
+        while len(self._samples) > 2 and self._samples[1][0] <= now - _WINDOW:
+            self._samples.popleft()
+
+    @property
+    def rate(self) -> float | None:
+        """Bytes a second, of late; None while it is too young to tell."""
+        if len(self._samples) < 2:
+            return None
+        (since, before), (until, after) = self._samples[0], self._samples[-1]
+        return (after - before) / (until - since) if until > since else None
+
+    @property
+    def is_watched_long_enough(self) -> bool:
+        return bool(self._samples) and self._samples[-1][0] - self._samples[0][0] >= _WINDOW * 0.9
+
+
+def stragglers(flights: Sequence[Flight], usual: Callable[[str], float]) -> list[Flight]:
+    """Those that are better given up and begun again from where they are. `usual(host)` is what one connection had there lately, 0
+    where not known."""
+    return [flight for flight in flights if _is_straggler(flight, flights, usual(flight.host))]
+
+
+def _is_straggler(flight: Flight, flights: Iterable[Flight], usual: float) -> bool:
+    rate = flight.rate
+    if rate is None or not flight.is_watched_long_enough or flight.is_held or flight.pause_until:
+        return False
+    rates = [other.rate for other in flights if other is not flight and other.host == flight.host]
+    known = [other for other in rates if other is not None] + ([usual] * _ENOUGH if usual else [])
+    if len(known) < _ENOUGH:
+        return False
+    others = median(known)
+    left = flight.size - flight.came
+    return rate * _SLOWER < others and left > _LONGER * max(rate, 1.0) * (left / others + 1.0)
