@@ -26,10 +26,12 @@ class InMemory:
         self.asked: list[tuple[object, ...]] = []
         self.failure: Failure | None = None
         self.steps = [STEP, replace(STEP, present=10, durable=10, verified=10, done=True)]
+        self.failures: dict[str, Failure] = {}  # by reference, of pulls that fail after their first step
         self.before_mount: list[Progress] = []
         self.checks = [CHECK, RIGHT]
         self.collected = [Collected("h/m:v1", "sha256:0", 2 << 30), Collected("h/\x1bm:v2", "sha256:1", 1 << 30)]
         self.held, self.ended = threading.Event(), threading.Event()
+        self.before_pull, self.begun = threading.Event(), threading.Event()
 
     def _note(self, *asked: object) -> None:
         self.asked.append(asked)
@@ -52,6 +54,12 @@ class InMemory:
 
     def pull(self, reference: str, cancelled: Callable[[], bool]) -> Iterator[Progress]:
         self._note("pull", reference)
+        self.begun.set()
+        while self.before_pull.is_set() and not cancelled():
+            time.sleep(0.01)
+        if reference in self.failures:
+            yield from self.steps[:1]
+            raise self.failures[reference]
         yield from self._held(self.steps, cancelled)
 
     def remove(self, reference: str) -> int:

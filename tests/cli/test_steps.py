@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.behind import CHECK, RIGHT, STEP, InMemory
+from tests.cli.behind import CHECK, RIGHT, InMemory
 from tests.cli.typed import on_a_terminal, run, start
 
 
@@ -21,23 +21,6 @@ def test_a_mount_that_waits_says_how_far_it_is(operator: InMemory, address: Path
     assert half.startswith("h/m:v1: 50 % present")
     assert "done" in whole
     assert said.startswith("h/m:v1: 10 B at")
-
-
-def test_a_pull_says_each_step(operator: InMemory, address: Path) -> None:
-    code, out, err = run("pull", "h/m:v1", "--address", address)
-    assert (code, out) == (0, "")
-    assert [line.rpartition(", ")[2] for line in err.splitlines()] == ["2 B/s", "done"]
-    code, out, err = run("pull", "h/m:v1", "--json", "--address", address)
-    assert (code, err) == (0, "")
-    assert [json.loads(line)["done"] for line in out.splitlines()] == [False, True]
-
-
-def test_a_pull_that_is_not_done_has_failed(operator: InMemory, address: Path) -> None:
-    for steps in ([STEP], []):
-        operator.steps = steps
-        code, _, err = run("pull", "h/m:v1", "--address", address)
-        assert code == 1
-        assert "before it was done" in err
 
 
 def test_a_check_says_each_step(operator: InMemory, address: Path) -> None:
@@ -84,23 +67,15 @@ def test_a_check_that_is_not_done_has_failed(operator: InMemory, address: Path) 
         assert "the store: the daemon ended the check before it was done" in err
 
 
-@pytest.mark.parametrize("verb", ["pull", "verify"])
-def test_ctrl_c_ends_it_here_and_there(operator: InMemory, address: Path, verb: str) -> None:
+def test_ctrl_c_ends_it_here_and_there(operator: InMemory, address: Path) -> None:
     operator.held.set()
-    with start(verb, "h/m:v1", "--json", "--address", address) as process:
+    with start("verify", "h/m:v1", "--json", "--address", address) as process:
         assert process.stdout
         assert process.stdout.readline()
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
         assert (process.returncode, out, err) == (1, "", "\nmodelvold: interrupted\n")  # after the terminal's ^C
     assert operator.ended.wait(10)
-
-
-def test_a_pull_shows_a_bar_on_a_terminal(operator: InMemory, address: Path) -> None:
-    screen = on_a_terminal("pull", "h/m:v1", "--address", address)
-    assert "100 % of 10 B" in screen
-    assert "100 % verified" in screen
-    assert "\u2501" in screen
 
 
 def test_a_check_shows_a_bar_on_a_terminal(operator: InMemory, address: Path) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from modelvold.errors import InUse, NotFound
 
 from tests.cli.behind import InMemory
-from tests.cli.typed import on_a_terminal, run, start
+from tests.cli.typed import environment, on_a_terminal, run, start
 
 VERBS = ["serve", "status", "mount", "umount", "pull", "rm", "pin", "unpin", "gc", "verify", "pack", "doctor"]
 #: Those that ask the daemon, with what they must be given.
@@ -38,7 +40,7 @@ def test_help_shows_an_example_that_starts_with_the_verb(verb: str) -> None:
     ("words", "says"),
     [
         (["bogus"], "No such command 'bogus'"),
-        (["pull"], "Missing argument 'REF'"),
+        (["pull"], "Missing argument 'REF...'"),
         (["pin"], "Missing argument 'REF'"),
         (["gc", "h/m"], "unexpected extra argument"),
         (["status", "--bogus"], "No such option"),
@@ -151,6 +153,22 @@ def test_status_fits_the_terminal(operator: InMemory, address: Path) -> None:
     lines = on_a_terminal("status", "--address", address, COLUMNS="80").splitlines()
     assert "VOLUME" in lines
     assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("words", [["--help"], ["pull", "--help"], ["pull", "h/m", "--address", "/nowhere"]])
+def test_a_verb_imports_what_it_needs_and_no_more(words: list[str]) -> None:
+    """What takes a tenth of a second to import is imported when it is used: gRPC to ask the daemon, rich to draw on a terminal."""
+    code = "import sys; from modelvold.cli import _run; _run(sys.argv[1:]); print(*sys.modules)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *words], env=environment(), capture_output=True, text=True, check=True
+    )
+    imported = set(ran.stdout.splitlines()[-1].split())
+    assert "click" in imported
+    unwanted = {"rich", "msgspec", "modelvold.store.store", "modelvold.doctor"} - (
+        {"msgspec"} if words == ["--help"] else set()
+    )
+    assert not imported & unwanted
+    assert ("grpc" in imported) == ("/nowhere" in words)
 
 
 def test_a_reader_that_goes_away(operator: InMemory, address: Path) -> None:

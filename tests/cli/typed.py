@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,10 +39,25 @@ def run(*words: object, **more: str) -> tuple[int, str, str]:
         return process.returncode, out, err
 
 
-def on_a_terminal(*words: object, end: Callable[[], bool] = lambda: False, **more: str) -> str:
+def on_a_terminal(
+    *words: object, end: Callable[[], bool] = lambda: False, columns: int = 0, status: int = 0, **more: str
+) -> str:
     """What the screen got, without colours; Ctrl-C once `end()`, asked after every write."""
+    return re.sub(
+        r"\x1b\[[0-9;?]*[A-Za-z]", "", on_a_raw_terminal(*words, end=end, columns=columns, status=status, **more)
+    )
+
+
+def on_a_raw_terminal(
+    *words: object, end: Callable[[], bool] = lambda: False, columns: int = 0, status: int = 0, **more: str
+) -> str:
+    """The same, with all that moves the cursor and colours. The terminal is so many `columns` wide, or says nothing of that for 0;
+    `status` is what the verb is to end with."""
     ours, theirs = pty.openpty()
     variables = environment(TERM="xterm", LC_ALL="C.UTF-8", **more)
+    if columns:
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        del variables["COLUMNS"]
     command = [sys.executable, "-m", "modelvold", *map(str, words)]
     with subprocess.Popen(command, env=variables, stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
@@ -54,5 +72,5 @@ def on_a_terminal(*words: object, end: Callable[[], bool] = lambda: False, **mor
             pass
         finally:
             os.close(ours)
-        assert process.wait(60) == 0, seen.decode()
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
+        assert process.wait(60) == status, seen.decode()
+    return seen.decode()

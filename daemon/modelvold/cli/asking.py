@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from modelvold import config
+from modelvold.rpc import places
 
 if TYPE_CHECKING:
     from modelvold.rpc.control import ControlClient
@@ -23,14 +23,14 @@ def address_option(verb: _F) -> _F:
         "--address",
         type=click.Path(path_type=Path),
         metavar="SOCK",
-        help=f"The daemon's socket [default: $MODELVOLD_ADDRESS, else {config.DEFAULT_RUN}/modelvold.sock, or one's own].",
+        help=f"The daemon's socket [default: $MODELVOLD_ADDRESS, else {places.DEFAULT_RUN}/{places.SOCKET}, or one's own].",
     )(verb)
 
 
 def client(address: Path | None) -> ControlClient:
     from modelvold.rpc.control import ControlClient
 
-    return ControlClient(config.client_address(address))
+    return ControlClient(places.client_address(address))
 
 
 def as_json(value: Any) -> str:

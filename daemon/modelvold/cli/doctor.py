@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from modelvold import config
 from modelvold.cli.show import one_line
+from modelvold.rpc import places
 
 if TYPE_CHECKING:
     from modelvold.doctor import Report
@@ -31,10 +31,10 @@ _MEND = "mend: "
 @click.argument("ref", required=False)
 @click.option("--json", "json_", is_flag=True, help="One JSON object on a line: lines, backend.")
 @click.option(
-    "--config", "file", type=_PATH, metavar="F", help=f"Settings [default: {config.DEFAULT_FILE}, if it is there]."
+    "--config", "file", type=_PATH, metavar="F", help=f"Settings [default: {places.DEFAULT_FILE}, if it is there]."
 )
 @click.option("--root", type=_PATH, metavar="DIR", help="Where models are kept; overrides `[store] root`.")
-@click.option("--run", type=_PATH, metavar="DIR", help=f"Where mounts and socket are [default: {config.DEFAULT_RUN}].")
+@click.option("--run", type=_PATH, metavar="DIR", help=f"Where mounts and socket are [default: {places.DEFAULT_RUN}].")
 @click.option(
     "--containerd",
     "containerd_file",

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from modelvold import config
 from modelvold.cli.show import one_line
+from modelvold.rpc import places
 from modelvold.store.amount import size
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _LATER = "--push is needed: writing a layout to disk (--output) comes with a lat
     "file",
     type=click.Path(path_type=Path),
     metavar="F",
-    help=f"Settings, of which `[registry]` is used [default: {config.DEFAULT_FILE}, or a user's own, if it is there].",
+    help=f"Settings, of which `[registry]` is used [default: {places.DEFAULT_FILE}, or a user's own, if it is there].",
 )
 def pack(folder: Path, ref: str, push: bool, name: str | None, file: Path | None) -> None:
     """Pack the files of DIR as a ModelPack artifact, each one a raw layer.
@@ -44,6 +44,7 @@ def pack(folder: Path, ref: str, push: bool, name: str | None, file: Path | None
     """
     if not push:
         raise click.UsageError(_LATER)
+    from modelvold import config
     from modelvold.oci.reference import Reference
     from modelvold.pack.folder import pack as pack_folder
     from modelvold.pack.push import push as push_packed

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import click
 
-from modelvold import config
+from modelvold.rpc import places
 
 _PATH = click.Path(path_type=Path)
 
 
 @click.command(epilog="Example: modelvold serve --config /etc/modelvold/config.toml")
 @click.option(
-    "--config", "file", type=_PATH, metavar="F", help=f"Settings [default: {config.DEFAULT_FILE}, if it is there]."
+    "--config", "file", type=_PATH, metavar="F", help=f"Settings [default: {places.DEFAULT_FILE}, if it is there]."
 )
 @click.option("--root", type=_PATH, metavar="DIR", help="Where models are kept; overrides `[store] root`.")
-@click.option("--run", type=_PATH, metavar="DIR", help=f"Where mounts and socket are [default: {config.DEFAULT_RUN}].")
+@click.option("--run", type=_PATH, metavar="DIR", help=f"Where mounts and socket are [default: {places.DEFAULT_RUN}].")
 @click.option("--address", type=_PATH, metavar="SOCK", help="The socket [default: modelvold.sock in the run folder].")
 @click.option("--user", is_flag=True, help="For one user, in that user's own (XDG) folders and without containerd.")
 def serve(file: Path | None, root: Path | None, run: Path | None, address: Path | None, user: bool) -> int:
@@ -24,6 +24,7 @@ def serve(file: Path | None, root: Path | None, run: Path | None, address: Path 
 
     Mounts stay when it ends, and complete models are read without it.
     """
+    from modelvold import config
     from modelvold.cli.logs import configure
 
     settings = config.load(file, root=root, run=run, address=address, for_user=user)

@@ -19,6 +19,12 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
 
 
+def said(message: str, remedy: str = "") -> str:
+    """A failure: one line, and its remedy a second."""
+    first = f"modelvold: {one_line(message)}"
+    return f"{first}\n{one_line(remedy)}" if remedy else first
+
+
 def rate(bytes_a_second: float) -> str:
     return f"{size(bytes_a_second)}/s" if bytes_a_second > 0 else "-"
 
@@ -86,4 +92,4 @@ def shortened(text: str, width: int | None) -> str:
     if width is None or len(text) <= width:
         return text
     left = (width - 1) // 2
-    return f"{text[:left]}…{text[-(width - 1 - left) :]}"
+    return f"{text[:left]}…{text[len(text) - (width - 1 - left) :]}"

@@ -1,4 +1,4 @@
-"""`mount`, `umount`, `pull`: one model, without containerd."""
+"""`mount`, `umount`: one model, without containerd."""
 
 from __future__ import annotations
 
@@ -60,18 +60,3 @@ def umount(directory: Path, address: Path | None) -> None:
     """Undo a mount at DIR. What was fetched stays in the store; `rm` frees it."""
     with client(address) as daemon:
         daemon.unmount(directory.absolute())
-
-
-@click.command(epilog="Example: modelvold pull registry.example/models/llama:8b")
-@click.argument("ref")
-@click.option("--json", "json_", is_flag=True, help="One JSON object on a line for every step, in bytes.")
-@address_option
-def pull(ref: str, json_: bool, address: Path | None) -> None:
-    """Make every byte of the model REF present, durable and verified.
-
-    Exit status 0 says that all of them are. Ctrl-C ends the wait; what has arrived stays.
-    """
-    with client(address) as daemon, closing(daemon.pull(ref)) as steps:
-        last = told(steps, json_=json_)
-    if last is None or not last.done:
-        raise Unreachable(f"{ref}: the daemon ended the pull before it was done", "see its log, and pull again")

@@ -164,7 +164,7 @@ class ControlClient:
             self._stub.Unmount(control_pb2.UnmountRequest(directory=str(directory)), timeout=_LONG)
 
     def pull(self, reference: str) -> Generator[Progress, None, None]:
-        """Every step as it comes. Closing the generator cancels the pull."""
+        """Every step as it comes, what was here before first. Closing the generator ends the wait, not the work begun for it."""
         with self._raising(0), closing(_Call(self._stub.Pull(control_pb2.PullRequest(reference=reference)))) as call:
             for step in call:
                 yield value(Progress, step)

@@ -26,7 +26,8 @@ class Lender(Protocol):
         """Undo a `mount`."""
 
     def pull(self, reference: str, cancelled: Cancelled) -> Iterator[Progress]:
-        """Make every byte present, durable and verified; the last Progress is `done`."""
+        """Make every byte present, durable and verified; the first Progress is what was before, the last is `done`. What has begun goes
+        on once it is `cancelled()`."""
 
 
 class Keeper(Protocol):

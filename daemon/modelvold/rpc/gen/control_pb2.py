@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmodelvold/rpc/gen/control.proto\x12\x14modelvold.control.v1\"\"\n\rStatusRequest\x12\x11\n\treference\x18\x01 \x01(\t\"i\n\x0eStatusResponse\x12(\n\x04node\x18\x01 \x01(\x0b\x32\x1a.modelvold.control.v1.Node\x12-\n\x07volumes\x18\x02 \x03(\x0b\x32\x1c.modelvold.control.v1.Volume\"\x99\x03\n\x04Node\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x16\n\x0e\x62\x61\x63kend_reason\x18\x03 \x01(\t\x12\r\n\x05store\x18\x04 \x01(\t\x12\x13\n\x0bstore_state\x18\x05 \x01(\t\x12\x12\n\nstore_used\x18\x06 \x01(\x04\x12\x12\n\ndisk_total\x18\x07 \x01(\x04\x12\x11\n\tdisk_free\x18\x08 \x01(\x04\x12\x0e\n\x06memory\x18\t \x01(\x04\x12\x0e\n\x06uptime\x18\n \x01(\x01\x12\x0e\n\x06\x66\x61\x63\x61\x64\x65\x18\x0b \x01(\t\x12\x10\n\x08prefetch\x18\x0c \x01(\x08\x12\x0e\n\x06\x65vents\x18\r \x01(\x04\x12\x14\n\x0creads_denied\x18\x0e \x01(\x04\x12\x12\n\nlast_error\x18\x0f \x01(\t\x12\r\n\x05quota\x18\x10 \x01(\x04\x12\x0f\n\x07reserve\x18\x11 \x01(\x04\x12\x0c\n\x04room\x18\x12 \x01(\x03\x12\x0f\n\x07\x65victed\x18\x13 \x01(\x04\x12\x13\n\x0bnot_durable\x18\x14 \x01(\t\x12\x10\n\x08scrubbed\x18\x15 \x01(\x01\x12\x16\n\x0ewrong_segments\x18\x16 \x01(\x04\"<\n\x0bWaitingRead\x12\x0b\n\x03pid\x18\x01 \x01(\x05\x12\x0f\n\x07\x63ommand\x18\x02 \x01(\t\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"\xfc\x02\n\x06Volume\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\treference\x18\x02 \x01(\t\x12\x10\n\x08manifest\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x05 \x01(\t\x12\x0c\n\x04path\x18\x06 \x01(\t\x12\x0c\n\x04size\x18\x07 \x01(\x04\x12\x0f\n\x07present\x18\x08 \x01(\x04\x12\x0f\n\x07\x64urable\x18\t \x01(\x04\x12\x10\n\x08verified\x18\n \x01(\x04\x12\x10\n\x08segments\x18\x0b \x01(\x04\x12\x19\n\x11segments_complete\x18\x0c \x01(\x04\x12\x0c\n\x04rate\x18\r \x01(\x01\x12\x0b\n\x03\x65ta\x18\x0e \x01(\x01\x12\x32\n\x07waiting\x18\x0f \x03(\x0b\x32!.modelvold.control.v1.WaitingRead\x12\x11\n\tconsumers\x18\x10 \x03(\t\x12\x12\n\nlast_error\x18\x11 \x01(\t\x12\x0e\n\x06pinned\x18\x12 \x01(\x08\x12\x0c\n\x04used\x18\x13 \x01(\x01\x12\x10\n\x08poisoned\x18\x14 \x03(\t\"4\n\x0cMountRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12\x11\n\tdirectory\x18\x02 \x01(\t\"w\n\tMountStep\x12\x32\n\x08progress\x18\x01 \x01(\x0b\x32\x1e.modelvold.control.v1.ProgressH\x00\x12.\n\x06volume\x18\x02 \x01(\x0b\x32\x1c.modelvold.control.v1.VolumeH\x00\x42\x06\n\x04step\"#\n\x0eUnmountRequest\x12\x11\n\tdirectory\x18\x01 \x01(\t\"\x11\n\x0fUnmountResponse\" \n\x0bPullRequest\x12\x11\n\treference\x18\x01 \x01(\t\"{\n\x08Progress\x12\x11\n\treference\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0f\n\x07present\x18\x03 \x01(\x04\x12\x0f\n\x07\x64urable\x18\x04 \x01(\x04\x12\x10\n\x08verified\x18\x05 \x01(\x04\x12\x0c\n\x04rate\x18\x06 \x01(\x01\x12\x0c\n\x04\x64one\x18\x07 \x01(\x08\"\"\n\rRemoveRequest\x12\x11\n\treference\x18\x01 \x01(\t\"\x1f\n\x0eRemoveResponse\x12\r\n\x05\x66reed\x18\x01 \x01(\x04\"\x1f\n\nPinRequest\x12\x11\n\treference\x18\x01 \x01(\t\"\r\n\x0bPinResponse\"!\n\x0cUnpinRequest\x12\x11\n\treference\x18\x01 \x01(\t\"\x0f\n\rUnpinResponse\"!\n\x0e\x43ollectRequest\x12\x0f\n\x07\x64ry_run\x18\x01 \x01(\x08\"?\n\tCollected\x12\x11\n\treference\x18\x01 \x01(\t\x12\x10\n\x08manifest\x18\x02 \x01(\t\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\"T\n\x0f\x43ollectResponse\x12\x32\n\tcollected\x18\x01 \x03(\x0b\x32\x1f.modelvold.control.v1.Collected\x12\r\n\x05\x66reed\x18\x02 \x01(\x04\"2\n\rVerifyRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12\x0e\n\x06repair\x18\x02 \x01(\x08\"u\n\x07\x43hecked\x12\x11\n\treference\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0c\n\x04read\x18\x03 \x01(\x04\x12\r\n\x05wrong\x18\x04 \x01(\x04\x12\x10\n\x08repaired\x18\x05 \x01(\x04\x12\x0c\n\x04rate\x18\x06 \x01(\x01\x12\x0c\n\x04\x64one\x18\x07 \x01(\x08\x32\xee\x05\n\x07\x43ontrol\x12S\n\x06Status\x12#.modelvold.control.v1.StatusRequest\x1a$.modelvold.control.v1.StatusResponse\x12N\n\x05Mount\x12\".modelvold.control.v1.MountRequest\x1a\x1f.modelvold.control.v1.MountStep0\x01\x12V\n\x07Unmount\x12$.modelvold.control.v1.UnmountRequest\x1a%.modelvold.control.v1.UnmountResponse\x12K\n\x04Pull\x12!.modelvold.control.v1.PullRequest\x1a\x1e.modelvold.control.v1.Progress0\x01\x12S\n\x06Remove\x12#.modelvold.control.v1.RemoveRequest\x1a$.modelvold.control.v1.RemoveResponse\x12J\n\x03Pin\x12 .modelvold.control.v1.PinRequest\x1a!.modelvold.control.v1.PinResponse\x12P\n\x05Unpin\x12\".modelvold.control.v1.UnpinRequest\x1a#.modelvold.control.v1.UnpinResponse\x12V\n\x07\x43ollect\x12$.modelvold.control.v1.CollectRequest\x1a%.modelvold.control.v1.CollectResponse\x12N\n\x06Verify\x12#.modelvold.control.v1.VerifyRequest\x1a\x1d.modelvold.control.v1.Checked0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmodelvold/rpc/gen/control.proto\x12\x14modelvold.control.v1\"\"\n\rStatusRequest\x12\x11\n\treference\x18\x01 \x01(\t\"i\n\x0eStatusResponse\x12(\n\x04node\x18\x01 \x01(\x0b\x32\x1a.modelvold.control.v1.Node\x12-\n\x07volumes\x18\x02 \x03(\x0b\x32\x1c.modelvold.control.v1.Volume\"\x99\x03\n\x04Node\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x16\n\x0e\x62\x61\x63kend_reason\x18\x03 \x01(\t\x12\r\n\x05store\x18\x04 \x01(\t\x12\x13\n\x0bstore_state\x18\x05 \x01(\t\x12\x12\n\nstore_used\x18\x06 \x01(\x04\x12\x12\n\ndisk_total\x18\x07 \x01(\x04\x12\x11\n\tdisk_free\x18\x08 \x01(\x04\x12\x0e\n\x06memory\x18\t \x01(\x04\x12\x0e\n\x06uptime\x18\n \x01(\x01\x12\x0e\n\x06\x66\x61\x63\x61\x64\x65\x18\x0b \x01(\t\x12\x10\n\x08prefetch\x18\x0c \x01(\x08\x12\x0e\n\x06\x65vents\x18\r \x01(\x04\x12\x14\n\x0creads_denied\x18\x0e \x01(\x04\x12\x12\n\nlast_error\x18\x0f \x01(\t\x12\r\n\x05quota\x18\x10 \x01(\x04\x12\x0f\n\x07reserve\x18\x11 \x01(\x04\x12\x0c\n\x04room\x18\x12 \x01(\x03\x12\x0f\n\x07\x65victed\x18\x13 \x01(\x04\x12\x13\n\x0bnot_durable\x18\x14 \x01(\t\x12\x10\n\x08scrubbed\x18\x15 \x01(\x01\x12\x16\n\x0ewrong_segments\x18\x16 \x01(\x04\"<\n\x0bWaitingRead\x12\x0b\n\x03pid\x18\x01 \x01(\x05\x12\x0f\n\x07\x63ommand\x18\x02 \x01(\t\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"\xfc\x02\n\x06Volume\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\treference\x18\x02 \x01(\t\x12\x10\n\x08manifest\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x05 \x01(\t\x12\x0c\n\x04path\x18\x06 \x01(\t\x12\x0c\n\x04size\x18\x07 \x01(\x04\x12\x0f\n\x07present\x18\x08 \x01(\x04\x12\x0f\n\x07\x64urable\x18\t \x01(\x04\x12\x10\n\x08verified\x18\n \x01(\x04\x12\x10\n\x08segments\x18\x0b \x01(\x04\x12\x19\n\x11segments_complete\x18\x0c \x01(\x04\x12\x0c\n\x04rate\x18\r \x01(\x01\x12\x0b\n\x03\x65ta\x18\x0e \x01(\x01\x12\x32\n\x07waiting\x18\x0f \x03(\x0b\x32!.modelvold.control.v1.WaitingRead\x12\x11\n\tconsumers\x18\x10 \x03(\t\x12\x12\n\nlast_error\x18\x11 \x01(\t\x12\x0e\n\x06pinned\x18\x12 \x01(\x08\x12\x0c\n\x04used\x18\x13 \x01(\x01\x12\x10\n\x08poisoned\x18\x14 \x03(\t\"4\n\x0cMountRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12\x11\n\tdirectory\x18\x02 \x01(\t\"w\n\tMountStep\x12\x32\n\x08progress\x18\x01 \x01(\x0b\x32\x1e.modelvold.control.v1.ProgressH\x00\x12.\n\x06volume\x18\x02 \x01(\x0b\x32\x1c.modelvold.control.v1.VolumeH\x00\x42\x06\n\x04step\"#\n\x0eUnmountRequest\x12\x11\n\tdirectory\x18\x01 \x01(\t\"\x11\n\x0fUnmountResponse\" \n\x0bPullRequest\x12\x11\n\treference\x18\x01 \x01(\t\"\x88\x01\n\x08Progress\x12\x11\n\treference\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0f\n\x07present\x18\x03 \x01(\x04\x12\x0f\n\x07\x64urable\x18\x04 \x01(\x04\x12\x10\n\x08verified\x18\x05 \x01(\x04\x12\x0c\n\x04rate\x18\x06 \x01(\x01\x12\x0c\n\x04\x64one\x18\x07 \x01(\x08\x12\x0b\n\x03\x65ta\x18\x08 \x01(\x01\"\"\n\rRemoveRequest\x12\x11\n\treference\x18\x01 \x01(\t\"\x1f\n\x0eRemoveResponse\x12\r\n\x05\x66reed\x18\x01 \x01(\x04\"\x1f\n\nPinRequest\x12\x11\n\treference\x18\x01 \x01(\t\"\r\n\x0bPinResponse\"!\n\x0cUnpinRequest\x12\x11\n\treference\x18\x01 \x01(\t\"\x0f\n\rUnpinResponse\"!\n\x0e\x43ollectRequest\x12\x0f\n\x07\x64ry_run\x18\x01 \x01(\x08\"?\n\tCollected\x12\x11\n\treference\x18\x01 \x01(\t\x12\x10\n\x08manifest\x18\x02 \x01(\t\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\"T\n\x0f\x43ollectResponse\x12\x32\n\tcollected\x18\x01 \x03(\x0b\x32\x1f.modelvold.control.v1.Collected\x12\r\n\x05\x66reed\x18\x02 \x01(\x04\"2\n\rVerifyRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12\x0e\n\x06repair\x18\x02 \x01(\x08\"u\n\x07\x43hecked\x12\x11\n\treference\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0c\n\x04read\x18\x03 \x01(\x04\x12\r\n\x05wrong\x18\x04 \x01(\x04\x12\x10\n\x08repaired\x18\x05 \x01(\x04\x12\x0c\n\x04rate\x18\x06 \x01(\x01\x12\x0c\n\x04\x64one\x18\x07 \x01(\x08\x32\xee\x05\n\x07\x43ontrol\x12S\n\x06Status\x12#.modelvold.control.v1.StatusRequest\x1a$.modelvold.control.v1.StatusResponse\x12N\n\x05Mount\x12\".modelvold.control.v1.MountRequest\x1a\x1f.modelvold.control.v1.MountStep0\x01\x12V\n\x07Unmount\x12$.modelvold.control.v1.UnmountRequest\x1a%.modelvold.control.v1.UnmountResponse\x12K\n\x04Pull\x12!.modelvold.control.v1.PullRequest\x1a\x1e.modelvold.control.v1.Progress0\x01\x12S\n\x06Remove\x12#.modelvold.control.v1.RemoveRequest\x1a$.modelvold.control.v1.RemoveResponse\x12J\n\x03Pin\x12 .modelvold.control.v1.PinRequest\x1a!.modelvold.control.v1.PinResponse\x12P\n\x05Unpin\x12\".modelvold.control.v1.UnpinRequest\x1a#.modelvold.control.v1.UnpinResponse\x12V\n\x07\x43ollect\x12$.modelvold.control.v1.CollectRequest\x1a%.modelvold.control.v1.CollectResponse\x12N\n\x06Verify\x12#.modelvold.control.v1.VerifyRequest\x1a\x1d.modelvold.control.v1.Checked0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,30 +51,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UNMOUNTRESPONSE']._serialized_end=1286
   _globals['_PULLREQUEST']._serialized_start=1288
   _globals['_PULLREQUEST']._serialized_end=1320
-  _globals['_PROGRESS']._serialized_start=1322
-  _globals['_PROGRESS']._serialized_end=1445
-  _globals['_REMOVEREQUEST']._serialized_start=1447
-  _globals['_REMOVEREQUEST']._serialized_end=1481
-  _globals['_REMOVERESPONSE']._serialized_start=1483
-  _globals['_REMOVERESPONSE']._serialized_end=1514
-  _globals['_PINREQUEST']._serialized_start=1516
-  _globals['_PINREQUEST']._serialized_end=1547
-  _globals['_PINRESPONSE']._serialized_start=1549
-  _globals['_PINRESPONSE']._serialized_end=1562
-  _globals['_UNPINREQUEST']._serialized_start=1564
-  _globals['_UNPINREQUEST']._serialized_end=1597
-  _globals['_UNPINRESPONSE']._serialized_start=1599
-  _globals['_UNPINRESPONSE']._serialized_end=1614
-  _globals['_COLLECTREQUEST']._serialized_start=1616
-  _globals['_COLLECTREQUEST']._serialized_end=1649
-  _globals['_COLLECTED']._serialized_start=1651
-  _globals['_COLLECTED']._serialized_end=1714
-  _globals['_COLLECTRESPONSE']._serialized_start=1716
-  _globals['_COLLECTRESPONSE']._serialized_end=1800
-  _globals['_VERIFYREQUEST']._serialized_start=1802
-  _globals['_VERIFYREQUEST']._serialized_end=1852
-  _globals['_CHECKED']._serialized_start=1854
-  _globals['_CHECKED']._serialized_end=1971
-  _globals['_CONTROL']._serialized_start=1974
-  _globals['_CONTROL']._serialized_end=2724
+  _globals['_PROGRESS']._serialized_start=1323
+  _globals['_PROGRESS']._serialized_end=1459
+  _globals['_REMOVEREQUEST']._serialized_start=1461
+  _globals['_REMOVEREQUEST']._serialized_end=1495
+  _globals['_REMOVERESPONSE']._serialized_start=1497
+  _globals['_REMOVERESPONSE']._serialized_end=1528
+  _globals['_PINREQUEST']._serialized_start=1530
+  _globals['_PINREQUEST']._serialized_end=1561
+  _globals['_PINRESPONSE']._serialized_start=1563
+  _globals['_PINRESPONSE']._serialized_end=1576
+  _globals['_UNPINREQUEST']._serialized_start=1578
+  _globals['_UNPINREQUEST']._serialized_end=1611
+  _globals['_UNPINRESPONSE']._serialized_start=1613
+  _globals['_UNPINRESPONSE']._serialized_end=1628
+  _globals['_COLLECTREQUEST']._serialized_start=1630
+  _globals['_COLLECTREQUEST']._serialized_end=1663
+  _globals['_COLLECTED']._serialized_start=1665
+  _globals['_COLLECTED']._serialized_end=1728
+  _globals['_COLLECTRESPONSE']._serialized_start=1730
+  _globals['_COLLECTRESPONSE']._serialized_end=1814
+  _globals['_VERIFYREQUEST']._serialized_start=1816
+  _globals['_VERIFYREQUEST']._serialized_end=1866
+  _globals['_CHECKED']._serialized_start=1868
+  _globals['_CHECKED']._serialized_end=1985
+  _globals['_CONTROL']._serialized_start=1988
+  _globals['_CONTROL']._serialized_end=2738
 # @@protoc_insertion_point(module_scope)

@@ -155,7 +155,7 @@ class PullRequest(_message.Message):
     def __init__(self, reference: _Optional[str] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("reference", "size", "present", "durable", "verified", "rate", "done")
+    __slots__ = ("reference", "size", "present", "durable", "verified", "rate", "done", "eta")
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     PRESENT_FIELD_NUMBER: _ClassVar[int]
@@ -163,6 +163,7 @@ class Progress(_message.Message):
     VERIFIED_FIELD_NUMBER: _ClassVar[int]
     RATE_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
+    ETA_FIELD_NUMBER: _ClassVar[int]
     reference: str
     size: int
     present: int
@@ -170,7 +171,8 @@ class Progress(_message.Message):
     verified: int
     rate: float
     done: bool
-    def __init__(self, reference: _Optional[str] = ..., size: _Optional[int] = ..., present: _Optional[int] = ..., durable: _Optional[int] = ..., verified: _Optional[int] = ..., rate: _Optional[float] = ..., done: _Optional[bool] = ...) -> None: ...
+    eta: float
+    def __init__(self, reference: _Optional[str] = ..., size: _Optional[int] = ..., present: _Optional[int] = ..., durable: _Optional[int] = ..., verified: _Optional[int] = ..., rate: _Optional[float] = ..., done: _Optional[bool] = ..., eta: _Optional[float] = ...) -> None: ...
 
 class RemoveRequest(_message.Message):
     __slots__ = ("reference",)

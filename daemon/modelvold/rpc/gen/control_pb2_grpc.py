@@ -104,7 +104,8 @@ class ControlServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Pull(self, request, context):
-        """Ends with a Progress whose `done` is true, or with an error.
+        """The first Progress is what was there before; ends with one whose `done` is true, or with an error. What was begun goes on when the
+        call is cancelled.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
