@@ -46,10 +46,12 @@ fault: $(VENV)/ready
 demo: $(VENV)/ready
 	@$(BIN)/python -m tests.demo
 
+# One after another, each alone on the machine: more than an hour. `make bench BENCHES="pull far" BENCH_FLAGS=--small`: two of them, dry.
+BENCHES ?= pull limited far lazy demand reading cost mount_time headers first_byte tar_mount durability
+BENCH_FLAGS ?=
 bench: $(VENV)/ready
-	$(BIN)/python -m bench.first_byte
-	$(BIN)/python -m bench.tar_mount
-	$(BIN)/python -m bench.durability
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
+	@set -e; for bench in $(BENCHES); do echo "== bench.$$bench"; $(BIN)/python -m bench.$$bench $(BENCH_FLAGS); done
 
 # Coverage-guided. New inputs and findings go into .fuzz/; what is worth keeping is moved into the corpus by hand.
 FUZZ_SECONDS ?= 600

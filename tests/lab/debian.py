@@ -17,6 +17,7 @@ own and unpacked, never installed. Rules that hold here:
 from __future__ import annotations
 
 import fcntl
+import gzip
 import os
 import re
 import shutil
@@ -89,6 +90,49 @@ def nginx() -> list[str]:
 def mkfs_xfs() -> list[str]:
     found = _on_path("mkfs.xfs")
     return [str(found)] if found else _with_own_loader(OLDEST, "xfsprogs", "mkfs.xfs")
+
+
+# Peers of the benches come from Debian even where PATH has another: what was compared with has a version that others can get.
+
+
+def oras() -> Path:
+    return _program(_unpacked(RECENT, "oras"), "oras")
+
+
+def crane() -> Path:
+    return _program(_unpacked(RECENT, "crane"), "crane")
+
+
+def soci_snapshotter() -> Path:
+    """The daemon, `soci-snapshotter-grpc`; `soci` lies in the same folder."""
+    return _program(_unpacked(RECENT, "soci-snapshotter"), "soci-snapshotter-grpc")
+
+
+def aria2c() -> list[str]:
+    return _with_own_loader(OLDEST, "aria2", "aria2c")
+
+
+def edition(package: str) -> str:
+    """Debian's version of a package unpacked here, and the year in which that upstream version came to Debian; empty if it is not.
+
+    Some programs do not know their own version; the package's changelog does.
+    """
+    for suite in (RECENT, OLDEST):
+        documents = folder() / suite / package / "usr/share/doc" / package
+        for path in (documents / "changelog.Debian.gz", documents / "changelog.gz"):
+            if path.exists():
+                return _edition(gzip.decompress(path.read_bytes()).decode(errors="replace"))
+    return ""
+
+
+def _edition(changelog: str) -> str:
+    """Entries are `package (version) …` to ` -- maintainer  date`, the youngest first (deb-changelog(5))."""
+    entries = re.findall(r"(?ms)^\S+ \((\S+)\).*?^ -- .*?  \w+, \d+ \w+ (\d{4})", changelog)
+    if not entries:
+        return ""
+    version = entries[0][0]
+    years = [year for found, year in entries if found.rpartition("-")[0] == version.rpartition("-")[0]]
+    return f"{version} ({years[-1]})"
 
 
 def real_model() -> Path:

@@ -3,7 +3,7 @@
 The rules:
 
 - Each way delays by half of the round trip. What has been read gets the time at which it is due, and the next is read
-  meanwhile: bandwidth is not reduced, until what is under way reaches a bound, which is what a TCP window is.
+  meanwhile: bandwidth is not reduced, until what is under way reaches the `window`, as TCP's.
 - Opening costs one round trip before the first byte, as the exchange of SYNs does; the asker's own `connect` returns at
   once. A registry that does not answer is seen as a connection that ends at once.
 - Ends travel as bytes do: one side's FIN, or its going away, is known to the other half a round trip later.
@@ -26,8 +26,10 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
-#: What one way of a connection holds at most: at 10 ms a way 3 GB/s, more than this loop moves.
-_MOST = 32 << 20
+#: At 10 ms a way 3 GB/s, more than this loop moves.
+_WINDOW = 32 << 20
+#: What the kernel holds beside a window that was named, so that it is one. (Less than some segments of loopback, and TCP stalls.)
+_BESIDE = 128 << 10
 _PIECE = 256 << 10
 #: How long a rated link may be busy ahead: the time that the loop takes to come round.
 _AHEAD = 0.002
@@ -36,13 +38,14 @@ _AHEAD = 0.002
 class Relay:
     """`with Relay(registry.port) as relay:`; then `relay.host` stands in references for the registry's host.
 
-    `round_trip` in seconds.
+    `round_trip` in seconds; `window`: what one way of a connection holds at most, in bytes.
     """
 
-    def __init__(self, port: int, round_trip: float = 0.02, rate: float | None = None) -> None:
+    def __init__(self, port: int, round_trip: float = 0.02, rate: float | None = None, window: int = _WINDOW) -> None:
         self.target = port
         self.round_trip = round_trip
         self.rate = rate
+        self.window = window
         self.port = 0
         self._links = (_Link(rate), _Link(rate))
         self._connections: list[_Connection] = []
@@ -123,7 +126,9 @@ class Relay:
         except OSError:
             near.close()
             return
-        self._connections.append(_Connection(near, far, self.round_trip, self._links))
+        if self.window < _WINDOW:
+            near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BESIDE)
+        self._connections.append(_Connection(near, far, self.round_trip, self._links, self.window))
 
 
 class _Link:
@@ -147,7 +152,9 @@ class _Link:
 class _Connection:
     """Two sockets and the two ways between them."""
 
-    def __init__(self, near: socket.socket, far: socket.socket, round_trip: float, links: tuple[_Link, _Link]) -> None:
+    def __init__(
+        self, near: socket.socket, far: socket.socket, round_trip: float, links: tuple[_Link, _Link], window: int
+    ) -> None:
         self.is_closed = False
         self._half = round_trip / 2
         self._sockets = (near, far)
@@ -157,8 +164,8 @@ class _Connection:
         # The asker may write when its SYN was answered, the registry when that answer was acknowledged.
         opened = time.monotonic() + round_trip
         self.ways = (
-            _Way(near, far, opened, self._half, links[0]),
-            _Way(far, near, opened + self._half, self._half, links[1]),
+            _Way(near, far, opened, self._half, links[0], window),
+            _Way(far, near, opened + self._half, self._half, links[1], window),
         )
 
     def deliver(self, now: float) -> None:
@@ -179,7 +186,9 @@ class _Way:
     """From `source` to `sink`. `is_hungry` while more may be read, `is_blocked` while the sink takes nothing, `is_broken` once it
     never will again, `is_cut` once the source's end means the whole connection's, `is_done` when that end has arrived."""
 
-    def __init__(self, source: socket.socket, sink: socket.socket, opened: float, delay: float, link: _Link) -> None:
+    def __init__(
+        self, source: socket.socket, sink: socket.socket, opened: float, delay: float, link: _Link, window: int
+    ) -> None:
         self.source = source
         self.sink = sink
         self.is_blocked = False
@@ -189,13 +198,14 @@ class _Way:
         self._opened = opened
         self._delay = delay
         self._link = link
+        self._window = window
         self._has_ended = False
         #: What is under way, with the times at which it is due; the end is an empty piece.
         self._pieces: deque[tuple[float, memoryview]] = deque()
         self._held = 0
 
     def is_hungry(self, now: float) -> bool:
-        return not self._has_ended and self._held < _MOST and self._link.free_at <= now + _AHEAD
+        return not self._has_ended and self._held < self._window and self._link.free_at <= now + _AHEAD
 
     def next_time(self, now: float) -> float | None:
         """When there is something to do that no socket tells: the first piece is due, or the link is free again."""
