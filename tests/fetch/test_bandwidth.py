@@ -30,7 +30,7 @@ def test_pieces_are_small_where_it_is_slow() -> None:
     assert Bandwidth(1000).piece(512 << 10) == 4096
 
 
-@given(st.lists(st.tuples(st.integers(1, RATE), st.booleans()), min_size=1, max_size=50))
+@given(st.lists(st.tuples(st.integers(1, RATE // 10), st.booleans()), min_size=1, max_size=50))
 def test_who_waits_as_told_stays_within_it(takes: list[tuple[int, bool]]) -> None:
     """One after the other, each waiting as told: never more than the rate and a burst."""
     bound, now, came = Bandwidth(RATE), 0.0, 0
@@ -39,3 +39,12 @@ def test_who_waits_as_told_stays_within_it(takes: list[tuple[int, bool]]) -> Non
         now += bound.take(count, now, is_demand=is_demand)
         if not is_demand:
             assert came <= RATE * (now + 0.1) + 1
+
+
+def test_the_line_is_not_idle_for_long_after_demands() -> None:
+    """What they have taken in a minute is not waited for in full."""
+    bound = Bandwidth(RATE)
+    for second in range(60):
+        bound.take(RATE, float(second), is_demand=True)
+        bound.take(RATE // 2, float(second), is_demand=False)
+    assert bound.take(1, 60.0, is_demand=False) <= 10.0

@@ -9,9 +9,17 @@ MIB = 1 << 20
 SIZE = 64 * MIB
 
 
+class _Body:
+    host = "registry.example"
+
+    def abort(self) -> None:
+        """Nobody reads it."""
+
+
 def _flight(number: int, rate: float, seconds: float = 4.0, host: str = "registry.example") -> Flight:
     """One that was looked at ten times a second."""
     flight = Flight(Assignment(number, 1, number, 1, host, is_demand=False), SIZE, lambda _: True)
+    flight.body = _Body()
     for look in range(int(seconds * 10) + 1):
         flight.note(int(rate * look / 10) - flight.came)
         flight.sample(look / 10)
@@ -61,3 +69,18 @@ def test_who_holds_still_is_not_slow() -> None:
     held.is_held = False
     held.sample(4.1)
     assert _of([_flight(1, 10 * MIB), _flight(2, 10 * MIB), held]) == []
+
+
+def test_one_that_is_not_answered_yet_is_no_straggler() -> None:
+    """Its registry may take its time, and is to be heard."""
+    waits = _flight(3, 0)
+    waits.body = None
+    waits.sample(4.1)
+    assert _of([_flight(1, 10 * MIB), _flight(2, 10 * MIB), waits]) == []
+
+
+def test_nobody_is_given_up_twice() -> None:
+    """It ends when its worker wakes."""
+    slow = _flight(3, 0)
+    slow.is_given_up = True
+    assert _of([_flight(1, 10 * MIB), _flight(2, 10 * MIB), slow]) == []

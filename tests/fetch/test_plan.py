@@ -45,6 +45,12 @@ def _next(plan: Plan) -> Assignment:
     return assignment
 
 
+def _next_at(plan: Plan, now: float) -> Assignment:
+    assignment = plan.next(now)
+    assert assignment is not None
+    return assignment
+
+
 def test_demand_goes_before_prefetch_and_alone() -> None:
     """A segment somebody waits for is asked for first, in a request of its own."""
     plan = Bytes().plan()
@@ -308,6 +314,43 @@ def test_a_prefetch_that_somebody_waits_for_makes_no_way() -> None:
     assert not plan.must_cede(demand)
 
 
+def test_demands_whose_rest_is_over_have_way_made_for_them() -> None:
+    """All of them at once, as after a registry's restart."""
+    plan = Bytes(LONGEST_TRANSFER).plan(connections=8)
+    for number in range(7):
+        plan.demand((2, number))
+        failed = _next(plan)
+        plan.end(failed, failed.keys, until=5.0)
+    plan.prefetch([Stretch(1, 0, 99)])
+    running = [_next(plan) for _ in range(7)]
+    assert _next_at(plan, 6.0).keys == [(2, 0)]
+    assert sum(plan.must_cede(assignment) for assignment in running) == 6
+
+
+def test_way_is_made_where_it_is_short() -> None:
+    """What makes way for one host's demand does not count for another's."""
+    plan = Bytes(LONGEST_TRANSFER).plan(connections=8, per_host=4)
+    plan.prefetch([Stretch(1, 0, 99)])
+    plan.prefetch([Stretch(11, 0, 99)])
+    running = {assignment.id: assignment for assignment in (_next(plan) for _ in range(6))}
+    for number in range(2):
+        plan.demand((21, number))
+        _next(plan)
+    plan.demand((21, 2))
+    plan.demand((2, 0))
+    assert sum(plan.must_cede(assignment) for assignment in running.values()) == 2
+
+
+def test_more_demands_than_prefetches_to_make_way() -> None:
+    """All of those do."""
+    plan = Bytes(LONGEST_TRANSFER).plan(connections=4)
+    plan.prefetch([Stretch(1, 0, 99)])
+    running = [_next(plan) for _ in range(3)]
+    for number in range(5):
+        plan.demand((2, number))
+    assert all(plan.must_cede(assignment) for assignment in running)
+
+
 # -- readers
 
 
@@ -420,6 +463,35 @@ def test_without_ranges_all_comes_in_one_stream() -> None:
     plan.end(stream, [(1, 6), (1, 7)])
     again = _next(plan)
     assert (again.is_stream, again.is_demand) == (True, True)
+
+
+def test_a_demand_whose_stream_failed_is_a_demand_again() -> None:
+    """Whether it began the stream, rested or waited when that began; and nobody asked for anything ahead."""
+    plan = Bytes().plan(connections=9)
+    plan.demand((1, 2))
+    rests = _next(plan)
+    plan.end(rests, rests.keys, until=5.0)
+    plan.stream(1)
+    plan.demand((1, 5))
+    stream = _next(plan)
+    assert stream.is_stream
+    plan.end(stream, stream.keys, until=9.0)
+    assert plan.next(8.0) is None
+    again = _next_at(plan, 9.0)
+    assert (again.is_stream, again.is_demand) == (True, True)
+    plan.end(again, again.keys)
+    assert _next_at(plan, 9.0).is_demand
+
+
+def test_a_host_that_knows_ranges_ends_the_stream() -> None:
+    """It has answered in place of one that does not."""
+    plan = Bytes().plan(connections=9)
+    plan.stream(1)
+    plan.demand((1, 5))
+    stream = _next(plan)
+    plan.unstream(1)
+    plan.end(stream, stream.keys)
+    assert _next(plan).keys == [(1, 5)]
 
 
 class PlanMachine(RuleBasedStateMachine):

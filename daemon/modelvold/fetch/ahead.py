@@ -65,6 +65,7 @@ class Ahead:
 
     def drop(self, content: int) -> None:
         self._remove(content)
+        self._quiet.pop(content, None)
         self._readers.forget(content)
 
     def _remove(self, content: int) -> None:
@@ -74,12 +75,12 @@ class Ahead:
         self._together.pop(content, None)
         self._suspended.pop(content, None)
         self._confined.discard(content)
-        self._quiet.pop(content, None)
 
     def suspend(self, content: int) -> None:
         """No more of it until `resume`."""
         if (stretches := self._wanted.get(content)) is not None:
             self._remove(content)
+            self._quiet.pop(content, None)
             self._suspended[content] = stretches
 
     def confine(self, content: int) -> None:
@@ -92,6 +93,9 @@ class Ahead:
         """It goes on where it was suspended."""
         if (stretches := self._suspended.get(content)) is not None:
             self.want(stretches)
+
+    def is_suspended(self, content: int) -> bool:
+        return content in self._suspended
 
     def is_wanted(self, content: int) -> bool:
         return content in self._wanted

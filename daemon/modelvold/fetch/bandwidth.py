@@ -10,6 +10,9 @@ from math import inf
 
 #: Seconds' worth of it that may come at once.
 _BURST = 0.1
+#: Seconds that prefetch waits at most for what demands have taken, so that the line is not idle for long after them: more than 64
+#: connections owe for a piece each.
+_LONGEST = 10.0
 
 
 class Bandwidth:
@@ -33,7 +36,7 @@ class Bandwidth:
         if self._rate is None:
             return 0.0
         cost = count / self._rate
-        self._all_until = max(self._all_until, now - _BURST) + cost
+        self._all_until = min(max(self._all_until, now - _BURST) + cost, now + _LONGEST)
         if not is_demand:
             return max(0.0, self._all_until - now)
         self._demands_until = max(self._demands_until, now - _BURST) + cost

@@ -24,7 +24,7 @@ from modelvold.fetch.plan import Assignment, Plan
 from modelvold.fetch.retry import is_waited_out
 from modelvold.fetch.stretch import Key, Stretch
 from modelvold.fetch.traffic import TICK, Traffic
-from modelvold.fetch.transfer import Blobs, Body, RangelessError, Transfers
+from modelvold.fetch.transfer import Blobs, Body, RangedError, RangelessError, Transfers
 from modelvold.fetch.trouble import Troubles, Who
 from modelvold.oci.reference import Repository
 from modelvold.points import Point
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 #: What one read of a socket brings at most; it brings what there is, so that a waiting read is answered soon whatever this is. Large
 #: enough that Python's share is small, small enough that sha256 finds it in the processor's cache.
 BUFFER = 512 << 10
+#: Seconds of rest after what nobody has thought of.
+_AFTER_ERROR = 5.0
 
 
 class Fetcher:
@@ -102,7 +104,7 @@ class Fetcher:
             self._holdings.learn(content)
         with self._lock:
             self._plan.demand(_key(segment))
-            if is_shown_as_a_whole and not self._plan.is_prefetching(content.id):
+            if is_shown_as_a_whole and self._plan.is_ahead_done(content.id):
                 self._plan.prefetch([whole(content)])
             self._review()
             self._work.notify()
@@ -111,6 +113,8 @@ class Fetcher:
         with self._lock:
             self._plan.release(_key(segment))
             self._troubles.release(_key(segment))
+            self._review()
+            self._work.notify()  # a prefetch may have it back
 
     def prefetch(self, order: Sequence[Stretch]) -> None:
         """These, best first, behind what was asked for before. What is here, or on its way, is not fetched again."""
@@ -148,7 +152,9 @@ class Fetcher:
             try:
                 is_right = self._transfer(flight, buffer)
             except RangelessError:
-                self._on_rangeless(flight.assignment)
+                self._on_rangeless(flight.assignment, knows_ranges=False)
+            except RangedError:
+                self._on_rangeless(flight.assignment, knows_ranges=True)
             except Failure as raised:
                 failure = None if flight.is_given_up and isinstance(raised, Unreachable) else raised
             except Exception as error:  # noqa: BLE001 — logged where it is judged
@@ -169,6 +175,7 @@ class Fetcher:
                     self._work.notify()  # there may be more to do
                     self._watching.notify()
                     return flight
+                self._review()  # what has come due may want others to make way
                 self._watching.notify()  # which wakes us when the time for something has come
                 self._work.wait()
             return None
@@ -195,7 +202,7 @@ class Fetcher:
     def _pay(self, flight: Flight, count: int) -> None:
         now = time.monotonic()
         with self._lock:
-            pause = self._bandwidth.take(count, now, is_demand=flight.assignment.is_demand)
+            pause = self._bandwidth.take(count, now, is_demand=flight.assignment.is_demand or flight.is_awaited)
         if pause:
             flight.pause_until = now + pause
 
@@ -203,7 +210,8 @@ class Fetcher:
         """Until it need not hold still; False where it is to end."""
         with self._lock:
             while not (self._ending or flight.must_end):
-                left = flight.pause_until - time.monotonic()
+                is_first = flight.is_awaited and not flight.assignment.is_demand  # what it owes, it owes as a prefetch
+                left = 0.0 if is_first else flight.pause_until - time.monotonic()
                 if not flight.is_held and left <= 0:
                     flight.pause_until = 0.0
                     return True
@@ -217,10 +225,12 @@ class Fetcher:
         log.info("drop transfer content=%d reason=removed", assignment.content)
         return None
 
-    def _on_rangeless(self, assignment: Assignment) -> None:
-        log.info("stream content=%d reason='its registry knows no ranges'", assignment.content)
+    def _on_rangeless(self, assignment: Assignment, *, knows_ranges: bool) -> None:
+        log.info(
+            "stream content=%d is_over=%s reason='what the host knows of ranges'", assignment.content, knows_ranges
+        )
         with self._lock:
-            self._plan.stream(assignment.content)
+            (self._plan.unstream if knows_ranges else self._plan.stream)(assignment.content)
 
     def _on_success(self, flight: Flight) -> None:
         assignment = flight.assignment
@@ -241,15 +251,25 @@ class Fetcher:
 
     def _end(self, flight: Flight, failure: Failure | None) -> None:
         keys = flight.assignment.keys
+        with self._lock:
+            keys = [key for key in keys if self._plan.has(flight.assignment, key)]
         unfinished = [segment for key in keys if (segment := self._holdings.find(key)) and not segment.is_complete]
         pause: float | None = 0.0
         if failure is not None and unfinished and not self._ending:
-            pause = self._on_failure(flight.assignment, unfinished, failure)
+            try:
+                pause = self._on_failure(flight.assignment, unfinished, failure)
+            except Exception:  # what was to be told of it is lost; its segments must not be
+                log.exception("failure content=%d is not told", flight.assignment.content)
+                pause = _AFTER_ERROR
         with self._lock:
             left = [_key(segment) for segment in unfinished] if pause is not None else []
             now = time.monotonic()
             self._traffic.end(flight, now, is_refused=isinstance(failure, Unreachable))
-            self._plan.end(flight.assignment, left, now + pause if pause else 0.0)
+            went_well = failure is None and flight.came > 0
+            self._plan.end(flight.assignment, left, now + pause if pause else 0.0, went_well=went_well)
+            if not self._store.has(flight.assignment.content):
+                self._plan.forget(flight.assignment.content)
+                self._troubles.forget(flight.assignment.content)
             self._review()
 
     def _on_failure(self, assignment: Assignment, unfinished: Sequence[Segment], failure: Failure) -> float | None:
@@ -277,14 +297,20 @@ class Fetcher:
 
     def _watch(self) -> None:
         while not self._ending:
-            with self._lock:
-                left_behind = self._look(time.monotonic())
+            try:
+                is_busy = self._cores.are_busy()
+                with self._lock:
+                    left_behind = self._look(time.monotonic(), is_busy=is_busy)
+            except Exception:  # without it nobody who holds still would go on
+                log.exception("watch failed")
+                time.sleep(TICK)
+                continue
             for flight in left_behind:
                 content = flight.assignment.content
                 log.info("abandon transfer content=%d host=%s came=%d reason=slow", content, flight.host, flight.came)
                 flight.give_up()
 
-    def _look(self, now: float) -> list[Flight]:
+    def _look(self, now: float, *, is_busy: bool) -> list[Flight]:
         """Once, or a wait until there is something to look at. The transfers to give up."""
         at = self._plan.next_time()
         if at is not None and at <= now:
@@ -292,7 +318,7 @@ class Fetcher:
         if self._traffic.is_idle and not self._ending:
             self._watching.wait(None if at is None else max(TICK, at - now))
             return []
-        left_behind = self._traffic.tick(now, is_busy=self._cores.are_busy())
+        left_behind = self._traffic.tick(now, is_busy=is_busy)
         self._review()
         self._work.notify()  # the pace may allow more
         self._ticking.wait(TICK)
@@ -321,7 +347,7 @@ class _Task:
         self.piece = piece
 
     def opened(self, body: Body) -> None:
-        self._flight.body = body
+        self._flight.open(body)
 
     def note(self, count: int) -> None:
         self._flight.note(count)

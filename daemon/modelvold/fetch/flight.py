@@ -17,6 +17,8 @@ _WINDOW = 2.0
 _SLOWER, _LONGER = 5.0, 3.0
 #: So many rates of others make a comparison.
 _ENOUGH = 2
+#: Seconds within which one that is to end does so by itself, where bytes come.
+_SOON = 0.2
 
 
 class Abortable(Protocol):
@@ -27,15 +29,17 @@ class Abortable(Protocol):
 
 
 class Flight:
-    """Its worker alone writes `body`, `came` and `last`; what the others do to it is under the fetcher's lock."""
+    """Its worker alone writes `body`, `opened`, `came` and `last`; what the others do to it is under the fetcher's lock."""
 
     def __init__(self, assignment: Assignment, size: int, wait: Callable[[Flight], bool]) -> None:
         self.assignment = assignment
         self.size = size
         self.body: Abortable | None = None
+        self.opened = 0.0
         self.came = 0
         self.last = time.monotonic()  # when something came, or it began
         self.is_held = False
+        self.is_awaited = False
         self.must_end = False
         self.is_given_up = False
         self.pause_until = 0.0  # by the bound on bandwidth
@@ -47,6 +51,11 @@ class Flight:
         return self.assignment.host
 
     # -- its worker
+
+    def open(self, body: Abortable) -> None:
+        """Its answer has begun."""
+        self.opened = time.monotonic()
+        self.body = body
 
     def goes_on(self) -> bool:
         """Waits where it must hold still. False where it is to end at the byte it has come to."""
@@ -66,13 +75,23 @@ class Flight:
         if self.body is not None:
             self.body.abort()
 
+    def is_silent_and_to_end(self, now: float) -> bool:
+        """Whether it is to end where it is, and would wait for bytes before it did."""
+        return self.must_end and not self.is_given_up and self.body is not None and now - self.last > _SOON
+
     def sample(self, now: float) -> None:
-        if self.is_held:
+        if self.is_held or self.body is None:  # nothing can come
             self._samples.clear()
             return
         self._samples.append((now, self.came))
         while len(self._samples) > 2 and self._samples[1][0] <= now - _WINDOW:
             self._samples.popleft()
+
+    @property
+    def average(self) -> float:
+        """Bytes a second since its answer began; 0 where nothing came."""
+        took = self.last - self.opened
+        return self.came / took if self.came and took > 0 else 0.0
 
     @property
     def rate(self) -> float | None:
@@ -95,7 +114,9 @@ def stragglers(flights: Sequence[Flight], usual: Callable[[str], float]) -> list
 
 def _is_straggler(flight: Flight, flights: Iterable[Flight], usual: float) -> bool:
     rate = flight.rate
-    if rate is None or not flight.is_watched_long_enough or flight.is_held or flight.pause_until:
+    if flight.is_given_up or flight.assignment.is_stream or flight.is_held or flight.pause_until:
+        return False  # a stream would begin with its first byte again
+    if rate is None or not flight.is_watched_long_enough:
         return False
     rates = [other.rate for other in flights if other is not flight and other.host == flight.host]
     known = [other for other in rates if other is not None] + ([usual] * _ENOUGH if usual else [])

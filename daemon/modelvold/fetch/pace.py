@@ -75,6 +75,7 @@ class Pace:
         """The glance."""
         if in_flight == 0 or self._glance is None:
             self._glance = (now, came) if in_flight else None
+            self._began = None
             return
         since, before = self._glance
         if came == before and now - since >= _NOTHING:

@@ -133,6 +133,10 @@ class Plan:
         for keys in (self._awaited, self._sudden):
             keys -= {key for key in keys if key[0] == content}
 
+    def is_ahead_done(self, content: int) -> bool:
+        """Whether no more of it is to be asked for ahead, for now or at all; a suspended one waits."""
+        return not self._ahead.is_left(content) and not self._ahead.is_suspended(content)
+
     def is_prefetching(self, content: int) -> bool:
         """Whether all of it is still on its way: what somebody waits for too counts."""
         if self._ahead.is_left(content) or any(a.content == content for a in self._running.values()):
@@ -144,9 +148,12 @@ class Plan:
 
     def next(self, now: float = 0.0) -> Assignment | None:
         """The next transfer, to be answered by `end`; None when there is nothing to do that may be done `now` (monotonic)."""
-        for key in [key for key, until in self._resting.items() if until <= now]:
+        due = [key for key, until in self._resting.items() if until <= now]
+        for key in due:
             del self._resting[key]
             self._demands[key] = None
+        for host in {self._host(key) for key in due}:
+            self._make_way(host)
         return self._next_demand() or self._next_ahead(now)
 
     def next_time(self) -> float | None:
@@ -156,7 +163,7 @@ class Plan:
 
     def begin(self, assignment: Assignment, key: Key) -> bool:
         """Whether the transfer may fill this segment now: not where a demand has taken it."""
-        if self._claims.get(key) != assignment.id:
+        if not self.has(assignment, key):
             return False
         self._begun.add(key)
         return True
@@ -165,12 +172,18 @@ class Plan:
         """Its registry knows no ranges."""
         self._streams.add(content)
 
-    def end(self, assignment: Assignment, unfinished: Iterable[Key] = (), until: float = 0.0) -> None:
+    def unstream(self, content: int) -> None:
+        """Another host has answered, which does."""
+        self._streams.discard(content)
+
+    def end(
+        self, assignment: Assignment, unfinished: Iterable[Key] = (), until: float = 0.0, *, went_well: bool = True
+    ) -> None:
         """The transfer is over. `unfinished` segments, but those a demand has taken, are missing again, and wanted as they were;
-        where it failed, not before `until`."""
+        where it failed, not before `until`. It `went_well` where it did not, and something of it came."""
         self._running.pop(assignment.id, None)
         self._ceding.discard(assignment.id)
-        self._note(assignment, failed=bool(until))
+        self._note(assignment, failed=bool(until), went_well=went_well)
         again = set(unfinished)
         for key in reversed(assignment.keys):
             if self._claims.get(key) != assignment.id:
@@ -184,8 +197,13 @@ class Plan:
             self._awaited.discard(key)
             if key not in again:
                 self._sudden.discard(key)
+        self._make_way(assignment.host)
 
     # -- of transfers under way
+
+    def has(self, assignment: Assignment, key: Key) -> bool:
+        """Whether the segment is this transfer's to fill, and no demand has taken it."""
+        return self._claims.get(key) == assignment.id
 
     def must_cede(self, assignment: Assignment) -> bool:
         """Whether it is to end where it is: a demand waits for a connection, and here nobody does."""
@@ -207,13 +225,15 @@ class Plan:
 
     def _next_demand(self) -> Assignment | None:
         for key in list(self._demands):
-            if not self._segments.is_missing(key) or key in self._claims:
+            if not self._segments.is_missing(key):
                 del self._demands[key]
                 self._sudden.discard(key)
+            elif key in self._claims:  # by a stream
+                del self._demands[key]
+                self._awaited.add(key)
             elif key[0] in self._streams and self._is_running(key[0]):
                 continue
             elif self._may_ask(key[0], self._most_troubled) and self.in_flight(self._host(key)) < self._per_host:
-                del self._demands[key]
                 return self._assign(Stretch(key[0], key[1], key[1] + 1), is_demand=True)
         return None
 
@@ -255,40 +275,43 @@ class Plan:
             if is_stream and (key in self._claims or not self._segments.is_missing(key)):
                 continue
             self._claims[key] = assignment.id
-            if is_stream and self._demands.pop(key, self) is None:
+            waits = [table.pop(key, self) is not self for table in (self._demands, self._resting)]
+            if any(waits):
                 self._awaited.add(key)
         if is_demand and not is_stream:
             self._awaited.update(assignment.keys)
         return assignment
 
     def _make_way(self, host: str) -> None:
-        """As many prefetches cede as there are demands without a connection: of this host first, the last begun first."""
-        waiting = sum(self._host(key) == host for key in self._demands)
-        room = min(self._connections - len(self._running), self._per_host - self.in_flight(host))
-        short = waiting - max(0, room) - len(self._ceding)
+        """As many prefetches cede as there are demands without a connection, of this host or in all: those of this host first, then those
+        of which something comes, since they are told at once; the last begun first."""
+        here = sum(self._host(key) == host for key in self._demands)
+        ceding_here = sum(self._running[number].host == host for number in self._ceding)
+        short_here = here - (self._per_host - self.in_flight(host)) - ceding_here
+        short_of_all = len(self._demands) - (self._connections - len(self._running)) - len(self._ceding)
+        short = max(short_here, short_of_all if here else 0)
+        if short <= 0:
+            return
         kept = self._ceding | self.waited_for()
-        may_cede = [
-            a
-            for a in self._running.values()
-            if not (a.is_demand or a.is_stream or a.id in kept)
-            and (a.host == host or self.in_flight(host) < self._per_host)
-        ]
-        may_cede.sort(key=lambda a: (a.host == host, a.id))
-        for assignment in may_cede[len(may_cede) - short :] if short > 0 else ():
-            self._ceding.add(assignment.id)
+        may_cede = [a for a in self._running.values() if not (a.is_demand or a.is_stream or a.id in kept)]
+        if short_here > 0:
+            may_cede = [a for a in may_cede if a.host == host]
+        may_cede.sort(key=lambda a: (a.host == host, any(key in self._begun for key in a.keys), a.id), reverse=True)
+        self._ceding.update(a.id for a in may_cede[:short])
 
-    def _note(self, assignment: Assignment, *, failed: bool) -> None:
+    def _note(self, assignment: Assignment, *, failed: bool, went_well: bool) -> None:
         if failed:
             self._troubled.add(assignment.content)
-        else:
+        elif went_well:
             self._troubled.discard(assignment.content)
             self._ahead.calm(assignment.content)
 
     def _put_back(self, key: Key, until: float) -> None:
         if until:
             self._resting[key] = until
-        else:
+        else:  # whoever waits has done so for a while
             self._demands[key] = None
+            self._demands.move_to_end(key, last=False)
 
     def _may_ask(self, content: int, most: int) -> bool:
         """Whether a transfer of it may begin: not where `most` are under way of those that fail."""

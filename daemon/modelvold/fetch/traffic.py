@@ -50,9 +50,8 @@ class Traffic:
         host = flight.host
         self._flights.pop(flight.assignment.id, None)
         self._came[host] = self._came.get(host, 0) + flight.came
-        flight.sample(now)
-        if flight.came >= _ENOUGH and flight.rate and not flight.is_given_up:
-            self._rates.setdefault(host, deque(maxlen=_LATELY)).append(flight.rate)
+        if flight.came >= _ENOUGH and flight.average:
+            self._rates.setdefault(host, deque(maxlen=_LATELY)).append(flight.average)
         if is_refused and not flight.came:
             self._pace(host).refuse(now)
 
@@ -61,7 +60,8 @@ class Traffic:
         return frozenset(host for key in keys for host in self._slow.get(key, ()))
 
     def tick(self, now: float, *, is_busy: bool) -> list[Flight]:
-        """Looks at all of them, while the machine's cores are all in use, or not. Those that are to be given up."""
+        """Looks at all of them, while the machine's cores are all in use, or not. Those that are to be given up: they are
+        left behind, or are to end and do not."""
         for flight in self._flights.values():
             flight.sample(now)
         for host in {flight.host for flight in self._flights.values()}:
@@ -72,7 +72,10 @@ class Traffic:
         left_behind = stragglers(list(self._flights.values()), self._usual)
         for flight in left_behind:
             self._note_slow(flight)
-        return left_behind
+        silent = [flight for flight in self._flights.values() if flight.is_silent_and_to_end(now)]
+        for flight in silent:
+            flight.is_given_up = True
+        return left_behind + silent
 
     def review(self, plan: Plan, now: float) -> bool:
         """Who is to end, and who holds still. Whether some need not wait any more."""
@@ -84,9 +87,11 @@ class Traffic:
             (self._holding.add if is_held else self._holding.discard)(host)
             for flight in self._of(host):
                 was = flight.is_held
-                flight.is_held = is_held and not flight.assignment.is_demand and flight.assignment.id not in waited
+                flight.is_awaited = flight.assignment.id in waited
+                flight.is_held = is_held and not flight.assignment.is_demand and not flight.is_awaited
                 flight.must_end = flight.must_end or plan.must_cede(flight.assignment)
-                are_let_go = are_let_go or (was and not flight.is_held) or flight.must_end
+                is_let_go = (was and not flight.is_held) or (flight.is_awaited and flight.pause_until > 0)
+                are_let_go = are_let_go or is_let_go or flight.must_end
         return are_let_go
 
     def _of(self, host: str) -> list[Flight]:
@@ -103,7 +108,8 @@ class Traffic:
 
     def _note_slow(self, flight: Flight) -> None:
         flight.is_given_up = True
-        key = next(iter(flight.assignment.keys))
-        self._slow.setdefault(key, set()).add(flight.body.host if flight.body else "")
+        for key in flight.assignment.keys:
+            self._slow.setdefault(key, set()).add(flight.body.host if flight.body else "")
+            self._slow.move_to_end(key)
         while len(self._slow) > _MOST_SLOW:
             self._slow.popitem(last=False)

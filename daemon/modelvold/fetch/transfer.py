@@ -85,6 +85,10 @@ class RangelessError(Exception):
     """The registry sends a blob from its first byte whatever is asked for."""
 
 
+class RangedError(Exception):
+    """What was to be a stream came from a host that knows ranges."""
+
+
 class Transfers:
     """Thread-safe. `sources_of(content)` names the repositories a content may be fetched from, best first; `stall` is how many seconds
     without a byte end a transfer."""
@@ -122,7 +126,8 @@ class Transfers:
         host is to be asked.
 
         `is_read`: somebody waits, or reads right behind it. `slow` hosts are asked only where no other has it. `is_stream`: from the
-        content's first byte, past what is here already; RangelessError where that turns out to be the only way. Raises Failure.
+        content's first byte, past what is here already; RangelessError where that turns out to be the only way, RangedError where it is
+        not. Raises Failure.
         """
         content = content_of(segments[0])
         if content.state == "quarantined":
@@ -147,6 +152,8 @@ class Transfers:
             points.at(Point.FETCH_OPENED)
             if body.ahead and not is_stream:
                 raise RangelessError
+            if is_stream and start > 0 and not body.ahead:
+                raise RangedError
             self._hold(body)
             task.opened(body)
             try:

@@ -88,9 +88,18 @@ class Foresight:
     def forget(self, volume: str) -> None:
         """No prefetch of it begins any more; those that have begun are the fetcher's to forget."""
         with self._changed:
-            self._views.pop(volume, None)
-            left = {s: (size, tuple(v for v in whose if v != volume)) for s, (size, whose) in self._awaited.items()}
-            self._awaited = {segment: (size, whose) for segment, (size, whose) in left.items() if whose}
+            self._forget(volume)
+
+    def _drop(self, view: _View) -> None:
+        """Unless the volume has been begun anew meanwhile."""
+        with self._changed:
+            if self._views.get(view.volume) is view:
+                self._forget(view.volume)
+
+    def _forget(self, volume: str) -> None:
+        self._views.pop(volume, None)
+        left = {s: (size, tuple(v for v in whose if v != volume)) for s, (size, whose) in self._awaited.items()}
+        self._awaited = {segment: (size, whose) for segment, (size, whose) in left.items() if whose}
 
     # -- told by the store (store.ports.Watcher)
 
@@ -118,10 +127,10 @@ class Foresight:
                 self._look(view)
             except (KeyError, NotFound):
                 log.info("order volume=%s ended reason=removed", view.volume)
-                self.forget(view.volume)
+                self._drop(view)
             except Exception:  # the next volume is none the worse
                 log.exception("order volume=%s failed", view.volume)
-                self.forget(view.volume)
+                self._drop(view)
 
     def _next(self) -> _View | None:
         with self._changed:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from modelvold.errors import Failure, Forbidden, Malformed, Unauthorized
 from modelvold.oci.reference import Repository
@@ -236,4 +236,5 @@ def _realm(grant: Grant, host: Host, what: str) -> str:
     if not good or (host.scheme == "https" and parts.scheme == "http" and not loopback):
         raise Malformed(f"{what}: {host.address} names a token server that is not https", remedy)
     query = urlencode([(key, text) for key, text in (("service", grant.service), ("scope", grant.scope)) if text])
-    return f"{parts.scheme}://{parts.netloc}{parts.path or '/'}?{parts.query}{'&' if parts.query else ''}{query}"
+    path, before = (quote(part, safe="%/:=&~+!$,;'@()*?") for part in (parts.path or "/", parts.query))
+    return f"{parts.scheme}://{parts.netloc}{path}?{before}{'&' if before else ''}{query}"

@@ -48,6 +48,7 @@ class Line:
         self._channel: Channel | None = None  # what is said goes by this: the socket itself, but for TLS within TLS
         self._until = 0.0
         self._poll = select.poll()
+        self._failure: OSError | None = None  # to be told when what came before it has been read
         self._is_dry = False  # nothing was there after the last read
         self._window, self._came = _LEAST_WINDOW, 0  # and what has come since it was bounded
         self._is_shut = False
@@ -75,6 +76,8 @@ class Line:
         wait. Raises OSError, TimeoutError among them."""
         while True:
             channel = self._open()
+            if self._failure is not None:
+                raise self._failure
             if self._until:
                 left = self._until - time.monotonic()
                 if left <= 0 or (self._is_dry and not self._poll.poll(left * 1000)):
@@ -89,10 +92,11 @@ class Line:
                 else:
                     self._is_dry = True
                 continue
-            self._bound(got)
             if got and isinstance(self._socket, ssl.SSLSocket):
-                return got + self._more(channel, memoryview(buffer)[got:])
-            self._is_dry = got < len(buffer)
+                got += self._more(channel, memoryview(buffer)[got:])
+            else:
+                self._is_dry = got < len(buffer)
+            self._bound(got)
             return got
 
     def shut(self) -> None:
@@ -116,6 +120,8 @@ class Line:
         rest = memoryview(message)
         while rest:
             rest = rest[self._send(rest) :]
+        if isinstance(over := self._channel, Nested):
+            self._do(lambda _: over.flush(), select.POLLOUT)
 
     def makefile(self, _mode: str) -> io.BufferedReader:
         return io.BufferedReader(_Incoming(self))
@@ -156,7 +162,8 @@ class Line:
             except _WOULD_WAIT:
                 self._is_dry = True
                 break
-            except OSError:  # of which whoever comes next is told
+            except OSError as error:  # of which whoever comes next is told
+                self._failure = error
                 break
             if not got:
                 break
@@ -169,7 +176,8 @@ class Line:
         found = endpoints.look_up(host, port)
         for n, (family, kind, protocol, address) in enumerate(found):
             try:
-                self._connect(socket.socket(family, kind, protocol), address, deadline.share(len(found) - n))
+                share = deadline.share(len(found) - n)
+                self._connect(socket.socket(family, kind, protocol), address, share)
                 self.wait_at_most(deadline.left())
                 if context is not None:
                     self._secure(context, host, port)
@@ -212,13 +220,14 @@ class Line:
         self._came += got
         if self._came >= self._window and self._socket is not None:
             self._came = 0
-            tcp.bound_window(self._socket, self._window)
+            with contextlib.suppress(OSError):  # of one that has ended; what has come is told first
+                tcp.bound_window(self._socket, self._window)
 
     def _take(self, made: socket.socket) -> None:
         with self._lock:
             if not self._is_shut:
                 self._socket = self._channel = made
-                self._poll, self._is_dry = select.poll(), False
+                self._poll, self._is_dry, self._failure = select.poll(), False, None
                 self._poll.register(made, select.POLLIN)
                 return
         made.close()

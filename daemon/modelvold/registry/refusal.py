@@ -127,7 +127,7 @@ def wait_in(header: str, now: datetime) -> float:
         return float(header)
     try:
         until = parsedate_to_datetime(header)
-    except (ValueError, IndexError, TypeError):
+    except (ValueError, IndexError, TypeError, OverflowError):
         return 0.0
     return max(0.0, ((until if until.tzinfo else until.replace(tzinfo=UTC)) - now).total_seconds())
 

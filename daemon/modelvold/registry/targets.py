@@ -63,9 +63,15 @@ def _spans(query: dict[str, str]) -> list[datetime | None]:
     for name, text in query.items():
         seconds = query.get(f"{name.removesuffix('date')}expires", "")
         if _DATE.fullmatch(name) and re.fullmatch(r"[0-9]{1,9}", seconds):
-            began = _basic(text)
-            found.append(began + timedelta(seconds=int(seconds)) if began is not None else None)
+            found.append(_after(_basic(text), int(seconds)))
     return found
+
+
+def _after(began: datetime | None, seconds: int) -> datetime | None:
+    try:
+        return began + timedelta(seconds=seconds) if began is not None else None
+    except OverflowError:  # beyond the calendar
+        return None
 
 
 def _moment(epoch: str) -> datetime | None:
@@ -91,6 +97,6 @@ def _iso(text: str) -> datetime | None:
 def _said(date: str, now: datetime) -> datetime:
     try:
         moment = parsedate_to_datetime(date)
-    except (ValueError, IndexError, TypeError):
+    except (ValueError, IndexError, TypeError, OverflowError):
         return now
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

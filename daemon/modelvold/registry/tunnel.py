@@ -103,7 +103,7 @@ class Nested:
             except ssl.SSLWantReadError:
                 self._more()
             else:
-                self._flush()
+                self.flush()
                 return
 
     def recv_into(self, buffer: Any, /) -> int:
@@ -118,21 +118,26 @@ class Nested:
                 return 0
 
     def send(self, message: Any, /) -> int:
-        self._flush()
-        taken = self._inner.write(message)
+        self.flush()
+        try:
+            taken = self._inner.write(message)
+        except ssl.SSLWantReadError:  # the host wants to settle something first
+            self._more()
+            return 0
         with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            self._flush()  # the rest goes with what is asked for next
+            self.flush()  # the rest goes when the line flushes
         return taken
 
     def _more(self) -> None:
-        self._flush()
+        self.flush()
         came = self._outer.recv(_RECORDS)
         if came:
             self._came.write(came)
         else:
             self._came.write_eof()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """What has been said and not sent. Raises OSError, SSLWantWriteError among them."""
         self._unsent += self._goes.read()
         while self._unsent:
             self._unsent = self._unsent[self._outer.send(self._unsent) :]

@@ -258,11 +258,14 @@ class Catalog:
         with self._db.write() as cursor:
             cursor.execute("UPDATE content SET state = ?, reason = ? WHERE id = ?", (state, reason, content))
 
-    def share(self, content: int, source: str) -> None:
-        """The content's folder has moved to the shared place; `source`, where it came from, has answered for it."""
+    def share(self, content: int) -> None:
+        """The content's folder has moved to the shared place; where it came from has answered for it. May be said twice."""
         with self._db.write() as cursor:
+            cursor.execute(
+                "INSERT OR IGNORE INTO answered SELECT id, source FROM content WHERE id = ? AND source != ''",
+                (content,),
+            )
             cursor.execute("UPDATE content SET source = '' WHERE id = ?", (content,))
-            cursor.execute("INSERT OR IGNORE INTO answered VALUES (?, ?)", (content, source))
 
     def remove_content(self, content: int) -> None:
         with self._db.write() as cursor:

@@ -109,16 +109,15 @@ class Judging:
         """Into the shared place, unless the same content lies there already. Three steps, each safe to be the last one done."""
         self._catalog.set_state(content.id, "verified")
         points.at(Point.STORE_JUDGED)
-        source = content.source
         try:
-            is_moved = self._move(content)
+            is_moved = not content.source or self._move(content)  # it has moved where the record of that was cut short
         except OSError as error:
             if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
                 raise
             raise Exhausted(f"layer {content.digest}: {error.strerror}", "make room in the store") from error
         if is_moved:
             points.at(Point.STORE_MOVED)
-            self._catalog.share(content.id, source)
+            self._catalog.share(content.id)
         content.state, content.reason = "verified", ""
 
     def _move(self, content: Content) -> bool:

@@ -71,7 +71,7 @@ def _settled(root: Path, catalog: Catalog, row: ContentRow) -> ContentRow:
         and not folder_of(root, row.digest, row.reading, row.source).exists()
         and shared.exists()
     ):
-        catalog.share(row.id, row.source)
+        catalog.share(row.id)
         return ContentRow(row.id, row.digest, row.reading, "", row.length, row.state, row.reason, row.scrubbed)
     return row
 

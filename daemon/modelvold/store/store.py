@@ -202,6 +202,10 @@ class Store:
             raise Exhausted(
                 f"store {self.root}: {why} while making {sum(counts.values())} segments", "make room"
             ) from error
+        except BaseException:
+            for folder in counts:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
         points.at(Point.STORE_CONTENT_ADDED)
         return [self._hold(*made, known) for made in zip(rows, new, inodes, strict=True)]
 
@@ -229,13 +233,13 @@ class Store:
 
     def _seed(self, segment: Segment, known: Iterable[memoryview]) -> None:
         """Nobody else has the segment yet. What cannot be kept is fetched, and whoever does that says why it fails."""
-        with self.writing(segment) as writer:
-            try:
+        try:
+            with self.writing(segment) as writer:
                 for piece in known:
                     writer.append(piece)
                     self.on_appended(writer)
-            except (OSError, Failure) as error:
-                log.info("seed segment=%s ended reason=%r", segment.path, str(error))
+        except (OSError, Failure) as error:
+            log.info("seed segment=%s ended reason=%r", segment.path, str(error))
 
     @contextmanager
     def writing(self, segment: Segment) -> Iterator[Writer]:

@@ -244,8 +244,15 @@ class Opener:
         """The layers' contents, made where they are new, with what may be shown of each: its own toc alone, and one that another
         opening has brought meanwhile has that one's. Nothing is asked of the registry here."""
         found = [self._find(asking, layer, may_ask=False) for layer in layers]
+        first: dict[
+            tuple[Digest, Reading], Toc
+        ] = {}  # of two layers that are one tar one toc is kept, and both have that one's
         shown = [
-            toc if content is None else self._known_toc(layer, content)
+            self._known_toc(layer, content)
+            if content is not None
+            else toc
+            if layer.archive is Reading.RAW
+            else first.setdefault(_key(layer), toc)
             for layer, toc, content in zip(layers, tocs, found, strict=True)
         ]
         lacking = [(layer, toc) for layer, toc, content in zip(layers, tocs, found, strict=True) if content is None]
