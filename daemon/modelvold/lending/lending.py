@@ -175,6 +175,8 @@ class Lending:
                 last = step
                 wait([work], LOOK)
             work.result()
+            if (step := self._pulls.progress(row)) != last:
+                yield step
         self._placing.place(row.id, directory)
         yield row
 

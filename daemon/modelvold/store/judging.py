@@ -109,16 +109,18 @@ class Judging:
         """Into the shared place, unless the same content lies there already. Three steps, each safe to be the last one done."""
         self._catalog.set_state(content.id, "verified")
         points.at(Point.STORE_JUDGED)
+        content.state = "verified"  # before it is moved: at no time is it shared and not verified
         try:
             is_moved = not content.source or self._move(content)  # it has moved where the record of that was cut short
-        except OSError as error:
-            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-                raise
-            raise Exhausted(f"layer {content.digest}: {error.strerror}", "make room in the store") from error
-        if is_moved:
-            points.at(Point.STORE_MOVED)
-            self._catalog.share(content.id)
-        content.state, content.reason = "verified", ""
+            if is_moved:
+                points.at(Point.STORE_MOVED)
+                self._catalog.share(content.id)
+        except BaseException as error:
+            content.state = "unverified"  # it is judged again
+            if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise Exhausted(f"layer {content.digest}: {error.strerror}", "make room in the store") from error
+            raise
+        content.reason = ""
 
     def _move(self, content: Content) -> bool:
         shared = folder_of(content.root, content.digest, content.reading, "")
