@@ -28,8 +28,8 @@ def _starts(made: House) -> list[int]:
 
 
 def test_prefetch_leaves_a_request_of_each_host_to_a_demand(tmp_path: Path) -> None:
-    """Of four connections and three to a host: two prefetches and, at once, a demand."""
-    with house(tmp_path, per_host=3) as made:
+    """Of four connections and two to a host: two prefetches and, at once, a demand."""
+    with house(tmp_path, per_host=2) as made:
         made.registry.behaviour.rate = CHUNK // 4
         content = made.add()
         made.fetcher.prefetch(_each(content))

@@ -261,8 +261,8 @@ def test_a_suspended_prefetch_is_resumed() -> None:
 
 
 def test_requests_to_one_host_are_bounded() -> None:
-    """Demands as well as prefetch, which leaves one of them to a demand; another host has its own."""
-    plan = Bytes(LONGEST_TRANSFER).plan(connections=9, per_host=3)
+    """Of both; one more is for a demand. Another host has its own."""
+    plan = Bytes(LONGEST_TRANSFER).plan(connections=9, per_host=2)
     plan.prefetch(_whole(1))
     plan.prefetch(_whole(11))
     hosts = [_next(plan).host for _ in range(4)]
@@ -329,7 +329,7 @@ def test_demands_whose_rest_is_over_have_way_made_for_them() -> None:
 
 def test_way_is_made_where_it_is_short() -> None:
     """What makes way for one host's demand does not count for another's."""
-    plan = Bytes(LONGEST_TRANSFER).plan(connections=8, per_host=4)
+    plan = Bytes(LONGEST_TRANSFER).plan(connections=8, per_host=3)
     plan.prefetch([Stretch(1, 0, 99)])
     plan.prefetch([Stretch(11, 0, 99)])
     running = {assignment.id: assignment for assignment in (_next(plan) for _ in range(6))}

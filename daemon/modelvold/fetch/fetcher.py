@@ -44,8 +44,8 @@ _AFTER_ERROR = 5.0
 
 class Fetcher:
     """`sources_of(content)` names the repositories a content may be fetched from, best first. `connections` bounds requests in all,
-    `per_host` those to one registry, `bandwidth` the bytes a second of all together. `stall` is how many seconds without a byte make
-    a transfer end and start again."""
+    `per_host` those to one registry (a demand may have one more), `bandwidth` the bytes a second of all together. `stall` is how many
+    seconds without a byte make a transfer end and start again."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """What to fetch next. Pure: it is told what happens, and says which segments the next transfer fills.
 
-Demand before prefetch; a segment is in flight once at most. Requests are bounded in all and for each host; prefetch leaves one of
-either to a demand, keeps within what the host is found to give (`fetch.pace`), and makes way for demands where that is not enough: a
+Demand before prefetch; a segment is in flight once at most. Requests are bounded in all and for each host, and of either one is kept for
+a demand. Prefetch keeps within what the host is found to give (`fetch.pace`), and makes way for demands where that is not enough: a
 transfer that *cedes* ends at the byte it has come to. Adjacent segments of one content go in one request when nobody waits for them. A
 demanded segment that a running transfer has claimed but not begun is taken from it.
 
@@ -51,7 +51,7 @@ class Assignment:
 
 
 class Plan:
-    """`connections` in all, `per_host` for each host; `pace(host)` is how many of those prefetch should take."""
+    """`connections` in all, `per_host` for each host and one more for a demand; `pace(host)` is how many prefetch should take."""
 
     def __init__(self, segments: Segments, connections: int, per_host: int, pace: Callable[[str], int]) -> None:
         self._segments = segments
@@ -233,7 +233,7 @@ class Plan:
                 self._awaited.add(key)
             elif key[0] in self._streams and self._is_running(key[0]):
                 continue
-            elif self._may_ask(key[0], self._most_troubled) and self.in_flight(self._host(key)) < self._per_host:
+            elif self._may_ask(key[0], self._most_troubled) and self.in_flight(self._host(key)) <= self._per_host:
                 return self._assign(Stretch(key[0], key[1], key[1] + 1), is_demand=True)
         return None
 
@@ -244,9 +244,8 @@ class Plan:
 
         def may(content: int) -> bool:
             host = self._segments.host(content)
-            most = min(max(1, self._per_host - 1), self._pace(host))
             return (
-                prefetches.count(host) < most
+                prefetches.count(host) < self._pace(host)
                 and self.in_flight(host) < self._per_host
                 and self._may_ask(content, max(1, self._most_troubled // 2))
                 and not (content in self._streams and self._is_running(content))
@@ -287,7 +286,7 @@ class Plan:
         of which something comes, since they are told at once; the last begun first."""
         here = sum(self._host(key) == host for key in self._demands)
         ceding_here = sum(self._running[number].host == host for number in self._ceding)
-        short_here = here - (self._per_host - self.in_flight(host)) - ceding_here
+        short_here = here - (self._per_host + 1 - self.in_flight(host)) - ceding_here
         short_of_all = len(self._demands) - (self._connections - len(self._running)) - len(self._ceding)
         short = max(short_here, short_of_all if here else 0)
         if short <= 0:

@@ -99,7 +99,7 @@ class Traffic:
 
     def _pace(self, host: str) -> Pace:
         if host not in self._paces:
-            self._paces[host] = Pace(max(1, self._per_host - 1))  # of prefetch, which leaves one
+            self._paces[host] = Pace(self._per_host)
         return self._paces[host]
 
     def _usual(self, host: str) -> float:
