@@ -79,6 +79,15 @@ def test_a_line_that_two_and_a_half_connections_fill_keeps_three() -> None:
     assert max(late) <= 6
 
 
+def test_one_that_fills_the_line_alone_shows_that_few_are_enough() -> None:
+    """While everything made way for it."""
+    pace = Pace(MOST)
+    _run(pace, lambda n: min(50e6 * n, 55e6), 0.25)
+    assert pace.limit == MOST
+    pace.find_full(0.3)
+    assert pace.limit == 3
+
+
 def test_what_is_not_in_full_use_says_nothing() -> None:
     """Three requests where sixteen might be: nothing is learnt."""
     pace = Pace(MOST)

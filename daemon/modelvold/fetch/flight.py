@@ -17,6 +17,8 @@ _WINDOW = 2.0
 _SLOWER, _LONGER = 5.0, 3.0
 #: So many rates of others make a comparison.
 _ENOUGH = 2
+#: Looks at one, of which the later half tells how fast it is.
+_LATE = 4
 #: Seconds within which one that is to end does so by itself, where bytes come.
 _SOON = 0.2
 
@@ -100,6 +102,14 @@ class Flight:
             return None
         (since, before), (until, after) = self._samples[0], self._samples[-1]
         return (after - before) / (until - since) if until > since else None
+
+    @property
+    def late_rate(self) -> float:
+        """Bytes a second in the second half of what was watched of it; 0 where that is too little to tell."""
+        if len(self._samples) < _LATE:
+            return 0.0
+        (since, before), (until, after) = self._samples[len(self._samples) // 2], self._samples[-1]
+        return (after - before) / (until - since) if until > since else 0.0
 
     @property
     def is_watched_long_enough(self) -> bool:

@@ -3,7 +3,8 @@
 A host gives so much for each connection and so much in all; which of the two it is shows only when there are more or fewer. A glance at
 a few tells whether connections are slow there: then there are at once as many as may be. From then on fewer are tried for as long as they
 bring as much: they cost less, share the line more fairly with others, arrive more in order, and have less on the way when everything
-makes way for a demand. Now and then it is tried again, in turn with more and with fewer. Where the machine's cores are all in use, more
+makes way for a demand. Now and then it is tried again, in turn with more and with fewer. What everything else
+made way for tells, too: where it alone filled the line, a few are enough. Where the machine's cores are all in use, more
 are no help, and for fewer some of the rate is given: digests, and whatever else runs here, have what they leave. What a round of
 measuring is worth nothing for (too few requests to do, something that everything makes way for) is not counted. A host that refuses is
 asked half as much, and after a while more again.
@@ -70,6 +71,14 @@ class Pace:
             self._goes_up = self._is_bold = self._is_known = True
             self._full_since = self._began = None
             self._rests_until = now + _PENANCE
+
+    def find_full(self, now: float) -> None:
+        """One connection alone was seen to fill the line: a few are enough."""
+        if self.limit > _FIRST:
+            self._is_known, self._is_bold, self._goes_up = True, False, False
+            self.limit = self._settled = _FIRST
+            self._full_since = self._began = None
+            self._rests_until = now + _REST
 
     def _look(self, now: float, came: int, in_flight: int) -> None:
         """The glance."""

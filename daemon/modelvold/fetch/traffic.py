@@ -17,6 +17,8 @@ from modelvold.fetch.yielding import holds
 TICK = 0.05
 #: Transfers that ended lately, by which one that goes on alone is judged; and bytes below which one says nothing.
 _LATELY, _ENOUGH = 16, 1 << 20
+#: So much of what all had together, had by one alone, is all that there is.
+_FULL = 0.8
 #: Segments of which it is remembered that a host was slow with them.
 _MOST_SLOW = 1024
 
@@ -26,7 +28,9 @@ class Traffic:
         self._per_host = per_host
         self._flights: dict[int, Flight] = {}
         self._paces: dict[str, Pace] = {}
-        self._holding: set[str] = set()  # hosts whose prefetches hold still
+        self._holding: dict[
+            str, float
+        ] = {}  # hosts whose prefetches hold still, and what all brought a second before that
         self._came: dict[str, int] = {}  # by host, by transfers that have ended
         self._rates: dict[str, deque[float]] = {}  # of those
         self._slow: OrderedDict[Key, set[str]] = (
@@ -52,6 +56,9 @@ class Traffic:
         self._came[host] = self._came.get(host, 0) + flight.came
         if flight.came >= _ENOUGH and flight.average:
             self._rates.setdefault(host, deque(maxlen=_LATELY)).append(flight.average)
+        others = any(other.assignment.is_demand for other in self._of(host))
+        if host in self._holding and flight.assignment.is_demand and not others:
+            self._learn_alone(flight, now)
         if is_refused and not flight.came:
             self._pace(host).refuse(now)
 
@@ -81,10 +88,10 @@ class Traffic:
         """Who is to end, and who holds still. Whether some need not wait any more."""
         waited = plan.waited_for()
         are_let_go = False
-        for host in {flight.host for flight in self._flights.values()} | self._holding:
+        for host in {flight.host for flight in self._flights.values()} | set(self._holding):
             rushed = [self._flights[number] for number in plan.rushed(host) if number in self._flights]
             is_held = holds((flight.last for flight in rushed), now, each_counts=self._pace(host).each_counts)
-            (self._holding.add if is_held else self._holding.discard)(host)
+            self._note_holding(host, is_held=is_held)
             for flight in self._of(host):
                 was = flight.is_held
                 flight.is_awaited = flight.assignment.id in waited
@@ -93,6 +100,18 @@ class Traffic:
                 is_let_go = (was and not flight.is_held) or (flight.is_awaited and flight.pause_until > 0)
                 are_let_go = are_let_go or is_let_go or flight.must_end
         return are_let_go
+
+    def _note_holding(self, host: str, *, is_held: bool) -> None:
+        if not is_held:
+            self._holding.pop(host, None)
+        elif host not in self._holding:
+            self._holding[host] = sum(flight.rate or 0.0 for flight in self._of(host))
+
+    def _learn_alone(self, flight: Flight, now: float) -> None:
+        """All others held still for it from its beginning."""
+        before = self._holding[flight.host]
+        if before and flight.late_rate >= _FULL * before:
+            self._pace(flight.host).find_full(now)
 
     def _of(self, host: str) -> list[Flight]:
         return [flight for flight in self._flights.values() if flight.host == host]
