@@ -14,7 +14,7 @@ from modelvold.errors import InUse, NotFound
 from tests.cli.behind import InMemory
 from tests.cli.typed import environment, on_a_terminal, run, start
 
-VERBS = ["serve", "status", "mount", "umount", "pull", "rm", "pin", "unpin", "gc", "verify", "pack", "doctor"]
+VERBS = ["serve", "status", "mount", "umount", "pull", "rm", "pin", "unpin", "gc", "verify", "pack", "image", "doctor"]
 #: Those that ask the daemon, with what they must be given.
 ASKING = [
     ["status"],

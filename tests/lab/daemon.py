@@ -84,8 +84,8 @@ class Daemon:
             }
         for section, values in (settings or {}).items():
             self.settings[section] = {**self.settings.get(section, {}), **values}
-        self._file = folder / ("config/modelvold/config.toml" if for_user else "config.toml")
-        self._made = [self.hosts_dir, self._file.parent] + ([] if for_user else [self.root, self.run])
+        self.file = folder / ("config/modelvold/config.toml" if for_user else "config.toml")
+        self._made = [self.hosts_dir, self.file.parent] + ([] if for_user else [self.root, self.run])
         python = python or Python()
         self._python = python.words
         self._environment = {
@@ -94,7 +94,7 @@ class Daemon:
             "DOCKER_CONFIG": str(folder / "docker"),
             **(_users_places(folder) if for_user else {"MODELVOLD_ADDRESS": str(self.socket)}),
         }
-        serve = ["serve", "--user"] if for_user else ["serve", "--config", self._file, "--run", self.run]
+        serve = ["serve", "--user"] if for_user else ["serve", "--config", self.file, "--run", self.run]
         self._program = Program(
             f"modelvold-{folder.name}",
             [*self._python, "-m", "modelvold", *serve],
@@ -161,7 +161,7 @@ class Daemon:
     def _prepare(self) -> None:
         for folder in self._made:
             folder.mkdir(parents=True, exist_ok=True)
-        self._file.write_text(_toml(self.settings))
+        self.file.write_text(_toml(self.settings))
 
     def stop(self) -> int | None:
         """SIGTERM; the exit status. What a service manager keeps for it goes."""

@@ -33,6 +33,7 @@ _VERBS = {
     "gc": "keeping",
     "verify": "verify",
     "pack": "pack",
+    "image": "image",
     "doctor": "doctor",
 }
 

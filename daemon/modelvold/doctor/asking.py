@@ -47,7 +47,7 @@ def ask(
     witness = _Witness(docker_config)
     with Client(Hosts(hosts_dir), witness, facade=facade or None, proxies=proxies) as client:
         try:
-            manifest = _manifest(client, reference, architecture)
+            manifest = manifest_of(client, reference, architecture)
         except Failure as failure:
             return Answer(
                 reference, None, failure, witness.refused() if isinstance(failure, Unauthorized | Forbidden) else ""
@@ -81,8 +81,8 @@ class _Witness(Credentials):
         return "and lets anybody read it" if self._is_asked else "and asks for no credentials"
 
 
-def _manifest(client: Client, reference: Reference, architecture: str) -> Manifest:
-    """As the opener finds it, through an index where there is one."""
+def manifest_of(client: Client, reference: Reference, architecture: str) -> Manifest:
+    """As the opener finds it, through an index where there is one. Raises Failure."""
     pinned = parse_pinned_tag(reference.tag or "")
     found = client.resolve(reference.at(pinned) if pinned else reference, timeout=_PATIENCE)
     if isinstance(found, Index):

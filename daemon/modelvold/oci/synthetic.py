@@ -92,6 +92,32 @@ def synthesize(repository: Repository, model: Model) -> Synthetic:
     return Synthetic(manifest, Digest.of(manifest), config, config_digest, layer_digest, chain_id, size)
 
 
+@dataclass(frozen=True, slots=True)
+class Forms:
+    """How containerd can be asked for the model whose manifest is `original`.
+
+    `tag` follows the registry's tag, and is empty where there is none. `pinned` means this model for ever. `synthetic` does too, as what
+    containerd itself shows of it, but only where the façade was asked for one of the others before.
+    """
+
+    original: Digest
+    tag: str
+    pinned: str
+    synthetic: str
+
+
+def forms(reference: Reference, model: Model) -> Forms:
+    """Of `model`, which is what `reference` named."""
+    repository, original = reference.repository, model.manifest.digest
+    has_tag = reference.tag and reference.digest is None and parse_pinned_tag(reference.tag) is None
+    return Forms(
+        original,
+        str(reference) if has_tag else "",
+        str(Reference(repository, pinned_tag(original))),
+        str(Reference(repository, digest=synthesize(repository, model).manifest_digest)),
+    )
+
+
 def recall(given: GivenSynthetic) -> Synthetic:
     """The documents that were given, computed anew. Raises Mismatch when they do not come out the same (the record
     was made by another version), Malformed when the record holds no model's manifest."""
