@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Self
 import grpc
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.timestamp_pb2 import Timestamp
 from modelvold.errors import NotFound
 from modelvold.oci.digest import Digest
 from modelvold.oci.document import Manifest, parse, to_json
@@ -70,9 +72,13 @@ class SnapshotsClient:
         mask = FieldMask(paths=paths) if paths else None
         return self._stub.Update(snapshots_pb2.UpdateSnapshotRequest(info=info, update_mask=mask)).info
 
+    def walk(self, *filters: str) -> Iterator[snapshots_pb2.Info]:
+        """As they come."""
+        for answer in self._stub.List(snapshots_pb2.ListSnapshotsRequest(filters=filters)):
+            yield from answer.info
+
     def list(self, *filters: str) -> Sequence[snapshots_pb2.Info]:
-        answers = self._stub.List(snapshots_pb2.ListSnapshotsRequest(filters=filters))
-        return [info for answer in answers for info in answer.info]
+        return [*self.walk(*filters)]
 
     def batches(self) -> Sequence[int]:
         return [len(answer.info) for answer in self._stub.List(snapshots_pb2.ListSnapshotsRequest())]
@@ -200,10 +206,13 @@ class SnapshotsLab:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._life.close()
 
     def restart(self) -> None:
-        self._life.close()
+        self.close()
         self.__enter__()
 
     def layer(self, name: str, parent: str, change: Callable[[Path], None]) -> None:
@@ -268,3 +277,23 @@ def refused(code: grpc.StatusCode, call: Callable[..., object], *arguments: obje
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
+
+
+def tree(folder: Path) -> dict[str, tuple[object, ...]]:
+    """Everything that an image's layer says of a file, but for times and link counts."""
+    found = {}
+    for path in [folder, *folder.rglob("*")]:
+        status = path.lstat()
+        content = path.read_bytes() if stat.S_ISREG(status.st_mode) else b""
+        found[str(path.relative_to(folder))] = (status.st_mode, status.st_uid, status.st_gid, content)
+    return found
+
+
+def write(path: Path, text: str, mode: int = 0o777) -> None:
+    path.write_text(text)
+    path.chmod(mode)
+
+
+def nanoseconds(moment: Timestamp) -> int:
+    """Since 1970."""
+    return moment.seconds * 1_000_000_000 + moment.nanos
