@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from modelvold.snapshot.mapping import IdMap
 from modelvold.snapshot.mounts import Layout, Mount, mounts
 from modelvold.snapshot.record import Info, Kind, Layer, Record, Usage
 
@@ -52,6 +53,36 @@ def record(kind: Kind, *parents: Layer, key: str = "k8s.io/1/app") -> Record:
 )
 def test_mounts(snapshot: Record, expected: Mount) -> None:
     assert mounts(snapshot, LAYOUT, VOLUMES) == (expected,)
+
+
+SHIFTED = IdMap("0:100000:65536", "0:100000:65536", (100000, 100000))
+SHIFT = SHIFTED.options
+UPPER = ("workdir=/s/9/work", "upperdir=/s/9/fs")
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "options"),
+    [
+        (record(Kind.ACTIVE, Layer(1)), (*UPPER, "lowerdir=/s/1/fs", "index=off", *SHIFT)),
+        (record(Kind.VIEW, Layer(1)), ("lowerdir=/s/1/fs:/s/9/fs", "index=off", *SHIFT)),
+        (record(Kind.VIEW, Layer(2), Layer(1)), ("lowerdir=/s/2/fs:/s/1/fs", "index=off", *SHIFT)),
+        (record(Kind.ACTIVE, Layer(1, "m")), (*UPPER, "lowerdir=/v/m", "index=off", *SHIFT)),
+        (
+            record(Kind.ACTIVE, Layer(1, "m"), key=IMAGE_VOLUME),
+            ("ro", "nosuid", "nodev", *UPPER, "lowerdir=/v/m", "index=off", *SHIFT),
+        ),
+        (
+            record(Kind.VIEW, Layer(1, "m")),
+            ("ro", "nosuid", "nodev", "lowerdir=/v/m:/s/9/fs", "index=off", *SHIFT),
+        ),
+    ],
+)
+def test_owners_are_shifted_by_an_overlay(snapshot: Record, options: tuple[str, ...]) -> None:
+    assert mounts(snapshot, LAYOUT, VOLUMES, SHIFTED) == (Mount("overlay", "overlay", options),)
+
+
+def test_there_is_nothing_to_shift_in_an_empty_one() -> None:
+    assert mounts(record(Kind.ACTIVE), LAYOUT, VOLUMES, SHIFTED) == (Mount("bind", "/s/9/fs", ("rw", "rbind")),)
 
 
 def test_a_key_that_only_speaks_of_image_volumes_is_none() -> None:

@@ -41,15 +41,18 @@ class Folders:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._removed.mkdir(mode=0o700, exist_ok=True)
 
-    def make(self, record: Record) -> None:
+    def make(self, record: Record, owner: tuple[int, int] | None = None) -> None:
         """Makes the snapshot's folder. `fs` is root's with mode 0755, or has its parent's owner and mode: an overlay
-        shows its upper's root as its own. Raises Exhausted when the disk is full."""
+        shows its upper's root as its own. `owner`, ids of a user and a group, has it whatever its parent is. Raises
+        Exhausted when the disk is full."""
         own = self._root / str(record.layer.number)
         try:
             if own.exists():  # of a creation that was rolled back, and its number with it
                 self._set_aside(own)
             own.mkdir(mode=0o700)
             self._make_upper(own / "fs", record)
+            if owner is not None:
+                os.chown(own / "fs", *owner)
             if record.info.kind is Kind.ACTIVE:
                 (own / "work").mkdir()
                 (own / "work").chmod(0o711)
@@ -69,6 +72,11 @@ class Folders:
         root = (self._root / str(parent.number) / "fs").stat()
         os.chown(upper, root.st_uid, root.st_gid)
         upper.chmod(stat.S_IMODE(root.st_mode))
+
+    def owner(self, number: int) -> tuple[int, int]:
+        """The user and the group of the snapshot's `fs`."""
+        root = (self._root / str(number) / "fs").stat()
+        return root.st_uid, root.st_gid
 
     def usage(self, number: int) -> Usage:
         """What the snapshot's `fs` takes on disk. A tree that changes meanwhile is counted as far as it was seen."""

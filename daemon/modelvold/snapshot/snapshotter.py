@@ -18,6 +18,7 @@ from modelvold.errors import AlreadyExists, Refused
 from modelvold.points import Point
 from modelvold.snapshot import filters, mounts
 from modelvold.snapshot.folders import Folders
+from modelvold.snapshot.mapping import IdMap, id_map
 from modelvold.snapshot.metastore import Metastore
 from modelvold.snapshot.models import Models
 from modelvold.snapshot.mounts import Layout, Mount
@@ -72,7 +73,7 @@ class Snapshotter:
         record = self._metastore.get(key)
         if record.info.kind is Kind.COMMITTED:
             raise Refused(f"snapshot {key!r}: it is committed and has no mounts", "prepare or view a snapshot on it")
-        return mounts.mounts(record, self._layout, self._mounted(record.volume))
+        return mounts.mounts(record, self._layout, self._mounted(record.volume), self._shifted(record))
 
     def commit(self, name: str, key: str, parent: str, labels: Mapping[str, str]) -> None:
         """See `Metastore.commit`. Its usage is taken now and not again: a committed snapshot does not change."""
@@ -134,15 +135,25 @@ class Snapshotter:
         # Before there is a record, and so outside its transaction: mounting may take a moment.
         below = self._metastore.find(parent) if parent else None
         paths = self._mounted(below.volume) if below else {}
+        ids = id_map(labels)
         found: list[Mount] = []
 
         def make(record: Record) -> None:
-            found.extend(mounts.mounts(record, self._layout, paths))
-            self._folders.make(record)
+            found.extend(mounts.mounts(record, self._layout, paths, self._shifted(record)))
+            self._folders.make(record, ids.root if ids else None)
             points.at(Point.SNAPSHOT_FOLDER_MADE)
 
         self._metastore.create(key, kind, parent, labels, make)
         return found
+
+    def _shifted(self, record: Record) -> IdMap | None:
+        """By what its owners are to be shifted. To a plugin without the capability `remap-ids` containerd gives as parent a
+        snapshot in which it has chowned everything: that belongs to the host's id for root, and is shown as it is."""
+        ids = id_map(record.info.labels)
+        parent = next(iter(record.parents), None)
+        if ids is None or parent is None or (parent.volume is None and self._folders.owner(parent.number) == ids.root):
+            return None
+        return ids
 
     def _mounted(self, volume: str | None) -> dict[str, Path]:
         return {} if volume is None else {volume: self._volumes.mounted(volume)}
