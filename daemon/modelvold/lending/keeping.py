@@ -129,10 +129,15 @@ class Keeping:
     def _resume(self) -> None:
         """What is mounted becomes complete when there is room for all of it: prefetch had ended for want of that, or what it brought
         was evicted. What failed for another cause is left to who reads it."""
+        mounted = [row for row in self._lent.rows() if self._table.is_mounted(row.id)]
+        left = [(row, missing) for row in mounted if (missing := self._missing(row))]
+        for row in mounted:
+            self._table.read_ahead(row.id, is_complete=all(content.is_durable for content in self._contents(row)))
+        if not left:
+            return  # as most of the time: no look at all that the store holds
         reach = self._reach = self._store.room.within_reach()
-        for row in self._lent.rows():
-            missing = self._missing(row)
-            if self._prefetch is not None and 0 < missing <= reach and self._table.is_mounted(row.id):
+        for row, missing in left:
+            if self._prefetch is not None and missing <= reach:
                 self._prefetch(row.id, [content for content in self._contents(row) if self._is_left(content)])
 
     def _is_left(self, content: Content) -> bool:
@@ -142,7 +147,7 @@ class Keeping:
 
     def _missing(self, row: VolumeRow) -> int:
         """Bytes of the disk that all of it would take besides."""
-        return sum(s.padded - s.taken for content in self._contents(row) for s in content.segments)
+        return sum(s.padded - s.taken for c in self._contents(row) if not c.is_durable for s in c.segments)
 
     def _look_at_use(self) -> None:
         in_use = [row.id for row in self._lent.rows() if self.is_in_use(row)]

@@ -62,5 +62,8 @@ class Backend(Protocol):
     def unmount(self, volume: Volume, target: Path, others: Sequence[Volume]) -> None:
         """Takes it away; `target` is an empty folder again. `others` are still mounted. Raises OSError(EBUSY) while it is in use."""
 
+    def read_ahead(self, volume: str, *, is_complete: bool) -> None:
+        """Whether all bytes of the mounted volume are here, for how far the kernel is to read ahead. Quick; may be said again."""
+
     def forget(self, volume: Volume) -> None:
         """The volume leaves the store. It is not mounted, and nobody makes it ready."""

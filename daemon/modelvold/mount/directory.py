@@ -75,6 +75,9 @@ class Directory:
     def unmount(self, volume: Volume, target: Path, others: Sequence[Volume]) -> None:
         self._places.hide(target)
 
+    def read_ahead(self, volume: str, *, is_complete: bool) -> None:
+        """As of any file."""
+
     def forget(self, volume: Volume) -> None:
         remove_tree(volume)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from modelvold.linux import mounts
 from modelvold.mount.backend import Known, Volume
 from modelvold.mount.directory import remove_tree
+from modelvold.mount.readahead import Readahead
 
 
 def shown(known: Sequence[Known]) -> list[Known]:
@@ -27,6 +28,10 @@ def shown(known: Sequence[Known]) -> list[Known]:
 class Complete:
     name = "complete"
     is_lazy = False
+
+    def __init__(self) -> None:
+        self._readahead = Readahead()
+        self.read_ahead = self._readahead.set
 
     def adopt(self, known: Sequence[Known]) -> Sequence[Volume]:
         return [each.volume for each in shown(known) if self.is_ready(each.volume)]
@@ -46,10 +51,12 @@ class Complete:
 
     def unmount(self, volume: Volume, target: Path, others: Sequence[Volume]) -> None:
         mounts.unmount(target)
+        self._readahead.forget(volume.id)
 
     def forget(self, volume: Volume) -> None:
         remove_tree(volume)
 
     def _mount(self, volume: Volume, target: Path) -> None:
         files = [file for content in volume.contents for file in content.files(content.folder())]
-        mounts.mount_erofs(volume.image, files, target)
+        with self._readahead.made(volume.id):
+            mounts.mount_erofs(volume.image, files, target)

@@ -16,6 +16,7 @@ from modelvold.mount import erofs
 from modelvold.mount.backend import Known, Volume
 from modelvold.mount.directory import remove_tree
 from modelvold.mount.gate import Gate
+from modelvold.mount.readahead import Readahead
 from modelvold.points import Point
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ class Lazy:
         self._contents = contents
         self._door = door
         self._mount_number = ""
+        self._readahead = Readahead()
+        self.read_ahead = self._readahead.set
 
     def adopt(self, known: Sequence[Known]) -> Sequence[Volume]:
         found = erofs.shown(known)
@@ -67,6 +70,7 @@ class Lazy:
 
     def unmount(self, volume: Volume, target: Path, others: Sequence[Volume]) -> None:
         mounts.unmount(target)
+        self._readahead.forget(volume.id)
         needed = {segment.inode for other in others for segment in other.segments}
         self._gate.unwatch([segment for segment in volume.segments if segment.inode not in needed])
 
@@ -79,7 +83,8 @@ class Lazy:
 
     def _mount(self, volume: Volume, target: Path) -> None:
         files = [file for content in volume.contents for file in content.files(self._behind_door(content.folder()))]
-        mounts.mount_erofs(volume.image, files, target)
+        with self._readahead.made(volume.id):
+            mounts.mount_erofs(volume.image, files, target)
 
     def _behind_door(self, folder: Path) -> Path:
         return self._door / folder.relative_to(self._contents)

@@ -133,6 +133,12 @@ class MountTable:
             self._remember(volume, note)
         log.info("renew volume=%s", volume)
 
+    def read_ahead(self, volume: str, *, is_complete: bool) -> None:
+        """See Backend.read_ahead."""
+        with self._lock:
+            if volume in self._mounted:
+                self._backend.read_ahead(volume, is_complete=is_complete)
+
     def is_ready(self, volume: Volume) -> bool:
         """Whether `ensure` may be called."""
         return self._backend.is_ready(volume)
