@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: test check demo bench format lint types imports unit system fault fuzz proto clean
+.PHONY: test check demo bench format lint types imports unit system fault conformance fuzz proto clean
 
 test: check
 
@@ -28,13 +28,13 @@ types: $(VENV)/ready
 imports: $(VENV)/ready
 	$(BIN)/lint-imports
 
+# System tests one after another: they look at the machine's mounts and load it themselves.
 .PHONY: pytest
-pytest: $(VENV)/ready
-	$(BIN)/python -m pytest
+pytest: unit system
 
 # The rooms without the system tests: seconds.
 unit: $(VENV)/ready
-	$(BIN)/python -m pytest -m 'not system'
+	$(BIN)/python -m pytest -m 'not system' -n auto --maxprocesses 4
 
 system: $(VENV)/ready
 	$(BIN)/python -m pytest -m system
