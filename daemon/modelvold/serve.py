@@ -153,6 +153,7 @@ def _build(config: Config, house: ExitStack, notify: Notify, handover: Handover)
         where = config.metrics.listen
         house.enter_context(Health(where.host, where.port, lambda: _is_alive(gate), lambda: str(store.failing or "")))
     house.enter_context(Server(config.address, doors))
+    house.callback(lending.keeping.tell_what_stays)
     # First of all at the end: whoever waits for a registry, here or at a door, waits no more, and nobody is told of a failure.
     house.callback(client.close)
     house.callback(fetcher.stop)

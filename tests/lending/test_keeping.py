@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,3 +110,36 @@ def test_what_has_rotted_is_found_and_fetched_again(tmp_path: Path, registry: Fa
                 _pull(here, "a", SHARED, OTHER)
         assert wait_until(lambda: all(content.is_verified for content in here.store.contents()), 10)
         assert here.store.wrong_segments == 2
+
+
+def test_what_is_pinned_stays_mounted(tmp_path: Path, registry: FakeRegistry) -> None:
+    with desk(tmp_path, registry, "complete") as here:
+        pinned, other = (here.lending.find(_pull(here, tag, layer))[0] for tag, layer in (("a", SHARED), ("b", OTHER)))
+        here.lending.pin(pinned.reference)
+        paths = [here.lending.mounted(row.id) for row in (pinned, other)]
+        here.lending.unmount_unused(set())
+        assert [path.is_mount() for path in paths] == [True, False]
+        here.lending.unpin(pinned.reference)
+        here.lending.unmount_unused({pinned.id})
+        assert paths[0].is_mount()
+        here.lending.unmount_unused(set())
+        assert not paths[0].is_mount()
+
+
+def test_at_an_end_it_is_told_who_will_miss_something(
+    tmp_path: Path, registry: FakeRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    with desk(tmp_path, registry, "complete") as here, caplog.at_level(logging.INFO):
+        used, _ = _pull(here, "a", SHARED), _pull(here, "b", OTHER)
+        here.mount(tmp_path / "mnt", used)
+        here.lending.keeping.tell_what_stays()
+        (told,) = [record for record in caplog.records if record.message.startswith("leave ")]
+        assert told.levelno == logging.INFO
+        assert used in told.message
+        assert f"folder {tmp_path / 'mnt'}" in told.message
+        (content,) = here.lending.contents(here.lending.find(used)[0])
+        here.store.withdraw(content.segments[:1])
+        here.lending.keeping.tell_what_stays()
+        assert caplog.records[-1].levelno == logging.WARNING
+        assert "reads of what is missing fail until modelvold runs again" in caplog.records[-1].message
+        here.lending.unmount(tmp_path / "mnt")

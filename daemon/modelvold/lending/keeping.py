@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two looks at what has room again, and at what is in use.
 _LOOK, _LOOK_AT_USE = 1.0, 30.0
+_COMPLETE = "all of it is here, and goes on to be read"
+_INCOMPLETE = "reads of what is missing fail until modelvold runs again; while systemd restarts it, they wait"
 
 
 class Lent(Protocol):
@@ -112,6 +114,22 @@ class Keeping:
         """Whether it is read through, since not all of it has room."""
         missing = self._missing(row)
         return missing > self._reach and self._table.is_lazy and self._table.is_mounted(row.id)
+
+    def tell_what_stays(self) -> None:
+        """At the daemon's end: who goes on reading which models, and which of them will miss something."""
+        for row in self._lent.rows():
+            users = self._lent.users(row.id)
+            if users and self._table.is_mounted(row.id):
+                is_complete = all(content.is_durable for content in self._contents(row))
+                log.log(
+                    logging.INFO if is_complete else logging.WARNING,
+                    "leave volume=%s reference=%s users=%d first=%r reason=%r",
+                    row.id,
+                    row.reference,
+                    len(users),
+                    users[0],
+                    _COMPLETE if is_complete else _INCOMPLETE,
+                )
 
     def _run(self) -> None:
         looked = 0.0

@@ -152,8 +152,9 @@ class Lending:
 
     def unmount_unused(self, in_use: set[str]) -> None:
         placed = set(self._store.catalog.placed().values())
+        pinned = {row.id for row in self.rows() if row.is_pinned}
         for volume in self._table.mounted():
-            if volume.id not in in_use | placed:
+            if volume.id not in in_use | placed | pinned:
                 self._release_if_closed(volume)
 
     # -- for operators (rpc.control's Operator, with `report` beside it)
