@@ -25,6 +25,8 @@ from modelvold.rpc.places import DEFAULT_FILE, DEFAULT_RUN, SOCKET, user_places
 from modelvold.store.amount import Amount, duration, size
 
 _LARGEST_FILE = 1 << 20
+#: user:role:type:level, nothing of which ends a mount option.
+_CONTEXT = r"^([A-Za-z0-9_.-]+:[A-Za-z0-9_.-]+:[A-Za-z0-9_.-]+:[A-Za-z0-9_.,:-]+)?$"
 #: Bytes a second: so that each of 64 connections gets the 4 KiB below which it counts as silent.
 _SLOWEST = 256 << 10
 
@@ -44,6 +46,7 @@ ALLOWED: Mapping[str, str] = MappingProxyType(
         "registry.hosts_dir": 'an absolute path, such as "/etc/containerd/certs.d"',
         "registry.docker_config": "the absolute path of a docker config.json",
         "mount.backend": '"auto", "lazy", "complete" or "directory"',
+        "mount.selinux": 'an SELinux context, such as "system_u:object_r:container_ro_file_t:s0", or "" for that one',
         "facade.listen": '"host:port" on loopback, such as "127.0.0.1:7878", or "" for off',
         "metrics.listen": '"host:port", such as "127.0.0.1:7879", or "" for off',
         "log.level": '"debug", "info", "warning" or "error"',
@@ -110,7 +113,10 @@ class Registry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Mount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`selinux`: the context of volumes' files, "" for one that every container may read, where there is SELinux."""
+
     backend: Literal["auto", "lazy", "complete", "directory"] = "auto"
+    selinux: Annotated[str, msgspec.Meta(pattern=_CONTEXT)] = ""
 
 
 class _Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -27,6 +27,7 @@ from modelvold.fetch.fetcher import Fetcher
 from modelvold.lending.lending import Lending
 from modelvold.lending.report import Progress, VolumeReport
 from modelvold.lending.status import Status
+from modelvold.linux import selinux
 from modelvold.linux.machine import architecture
 from modelvold.linux.notify import Notify
 from modelvold.mount.backend import Backend
@@ -195,10 +196,20 @@ def _erofs(config: Config, store: Store, gate: Gate | None) -> Backend:
     """What lies in whole files is of use to `directory` alone."""
     store.withdraw_moved()
     sweep_trees(store.root / "volumes", {row.id for row in store.catalog.volumes()})
+    label = _label(config.mount.selinux)
     if gate is None:
-        return Complete()
+        return Complete(label)
     store.watch(gate)
-    return Lazy(gate, store.root / "content", config.run / "store")
+    return Lazy(gate, store.root / "content", config.run / "store", label)
+
+
+def _label(setting: str) -> str:
+    """The SELinux context of volumes. A volume without one could be read by no container, where there is SELinux."""
+    if selinux.is_active():
+        return setting or selinux.READ_BY_CONTAINERS
+    if setting:
+        raise Unsupported(f"`[mount] selinux` is {setting!r}, but this kernel has no SELinux policy", "take it out")
+    return ""
 
 
 class _Operator:

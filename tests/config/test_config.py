@@ -60,6 +60,7 @@ def test_every_key(tmp_path: Path) -> None:
         docker_config = "/c/config.json"
         [mount]
         backend = "lazy"
+        selinux = "u:r:t:s0-s1:c0,c5"
         [facade]
         listen = "[::1]:1"
         [metrics]
@@ -77,6 +78,7 @@ def test_every_key(tmp_path: Path) -> None:
     assert (found.fetch.prefetch, found.fetch.deadline) == (False, 1.0)
     assert (found.facade.listen, found.metrics.listen) == (Endpoint("::1", 1), Endpoint("0.0.0.0", 65535))
     assert (found.mount.backend, found.log.level, found.log.format) == ("lazy", "debug", "json")
+    assert found.mount.selinux == "u:r:t:s0-s1:c0,c5"
 
 
 def test_what_bounds_the_store_can_be_off(tmp_path: Path) -> None:
@@ -140,6 +142,8 @@ def test_listeners_can_be_off(tmp_path: Path) -> None:
         ("[store]\nkept = 1", "store.kept", "root, quota, reserve, keep, verify, scrub"),
         ('[registry]\ndocker_config = "~/x"', "registry.docker_config", "absolute path"),
         ('[mount]\nbackend = "fuse"', "mount.backend", '"lazy"'),
+        ('[mount]\nselinux = "container_ro_file_t"', "mount.selinux", "system_u:object_r"),
+        ('[mount]\nselinux = "u:r:t:s0\\",rw"', "mount.selinux", "system_u:object_r"),
         ('[facade]\nlisten = "0.0.0.0:7878"', "facade.listen", "loopback"),
         ('[facade]\nlisten = "10.0.0.1:7878"', "facade.listen", "loopback"),
         ('[facade]\nlisten = "127.0.0.1"', "facade.listen", "host:port"),

@@ -26,6 +26,7 @@ version = 3
 [proxy_plugins.modelvold]
   type = "snapshot"
   address = "/run/modelvold/modelvold.sock"
+  capabilities = ["remap-ids"]
   [proxy_plugins.modelvold.exports]
     root = "/var/lib/modelvold"
     enable_remote_snapshot_annotations = "true"
@@ -141,7 +142,8 @@ version = 2
     [
         ('type = "snapshot"', 'type = "content"', "proxy_plugins.modelvold", 'bad: its type is "content"'),
         ('modelvold.sock"', 'other.sock"', "proxy_plugins.modelvold", 'bad: its address is "/run/modelvold/other.sock"'),
-        ('type = "snapshot"', 'type = "snapshot"\ncapabilities = ["rebase"]', "proxy_plugins.modelvold", 'bad: the capability "rebase"'),
+        ('"remap-ids"', '"remap-ids", "rebase"', "proxy_plugins.modelvold", 'bad: the capability "rebase"'),
+        ('"remap-ids"', "", "proxy_plugins.modelvold", 'warn: without the capability "remap-ids"'),
         ('root = "/var/lib/modelvold"', 'root = "/elsewhere"', "exports: root", "warn: /elsewhere, and the store is"),
         ('root = "/var/lib/modelvold"', "", "exports: root", "warn: not set"),
         ('annotations = "true"', 'annotations = "false"', "snapshot annotations", "bad: off"),

@@ -4,8 +4,8 @@ The messages are generated from `cri.proto`; after changing it, from the reposit
 
     .venv/bin/python -m grpc_tools.protoc -Itests/lab/gen=tests/lab --python_out=. --pyi_out=. tests/lab/gen/cri.proto
 
-Pods run in the node's network, so no CNI is needed. Every call's failure is `grpc.RpcError`, whose `details()` is the
-text that a pod's event would show.
+Pods run in the node's network, so no CNI is needed; but one with a user namespace, which a runtime allows in a network of
+its own only. Every call's failure is `grpc.RpcError`, whose `details()` is the text that a pod's event would show.
 """
 
 from __future__ import annotations
@@ -26,6 +26,18 @@ _Answer = TypeVar("_Answer", bound=Message)
 _RUNTIME = "runtime.v1.RuntimeService"
 _IMAGES = "runtime.v1.ImageService"
 _TIMEOUT = 120.0
+
+
+#: The pod's annotation that leads pulls to its runtime handler's snapshotter (containerd's `runtime_platforms`).
+RUNTIME_HANDLER = "io.containerd.cri.runtime-handler"
+
+
+@dataclass(frozen=True, slots=True)
+class UserIds:
+    """The host's users and groups of a pod in a user namespace: its 0 is `first`."""
+
+    first: int
+    length: int = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +74,11 @@ class Cri:
             return False
         return any(condition.type == "RuntimeReady" and condition.status for condition in status.conditions)
 
+    def runtime_handlers(self) -> dict[str, bool]:
+        """By name, the default one's empty: whether it can give a pod a user namespace, idmapped mounts included."""
+        answer = self._runtime("Status", api.StatusRequest(), api.StatusResponse)
+        return {each.name: each.features.user_namespaces for each in answer.runtime_handlers}
+
     def version(self) -> str:
         return self._runtime("Version", api.VersionRequest(), api.VersionResponse).runtime_version
 
@@ -71,26 +88,48 @@ class Cri:
         auth: tuple[str, str] | None = None,
         sandbox_config: api.PodSandboxConfig | None = None,
         *,
+        runtime_handler: str = "",
         timeout: float = _TIMEOUT,
     ) -> str:
-        """PullImage; `auth` is a pod's pull secret (name, password). The image's id."""
-        request = api.PullImageRequest(image=api.ImageSpec(image=image), sandbox_config=sandbox_config)
+        """PullImage; `auth` is a pod's pull secret (name, password). The image's id.
+
+        `runtime_handler`: in ImageSpec, as kubelet says it with its feature gate RuntimeClassInImageCriApi.
+        """
+        spec = api.ImageSpec(image=image, runtime_handler=runtime_handler)
+        request = api.PullImageRequest(image=spec, sandbox_config=sandbox_config)
         if auth:
             request.auth.username, request.auth.password = auth
         return self._images("PullImage", request, api.PullImageResponse, timeout=timeout).image_ref
 
-    def pod_config(self, name: str = "pod") -> api.PodSandboxConfig:
-        network = api.NamespaceOption(network=api.NODE)
+    def pod_config(
+        self, name: str = "pod", annotations: Mapping[str, str] | None = None, user_ids: UserIds | None = None
+    ) -> api.PodSandboxConfig:
+        """`user_ids` puts the pod into a user namespace, and then into a network of its own."""
+        namespaces = api.NamespaceOption(network=api.POD if user_ids else api.NODE)
+        if user_ids:
+            mapping = api.IDMapping(host_id=user_ids.first, container_id=0, length=user_ids.length)
+            namespaces.userns_options.CopyFrom(api.UserNamespace(mode=api.POD, uids=[mapping], gids=[mapping]))
         linux = api.LinuxPodSandboxConfig(
             cgroup_parent=self._cgroup_parent,
-            security_context=api.LinuxSandboxSecurityContext(namespace_options=network),
+            security_context=api.LinuxSandboxSecurityContext(namespace_options=namespaces),
         )
         metadata = api.PodSandboxMetadata(name=name, uid=str(uuid.uuid4()), namespace="lab")
-        return api.PodSandboxConfig(metadata=metadata, log_directory=str(self._logs or ""), linux=linux)
+        return api.PodSandboxConfig(
+            metadata=metadata, log_directory=str(self._logs or ""), annotations=annotations, linux=linux
+        )
 
-    def run_pod(self, name: str = "pod", *, timeout: float = _TIMEOUT) -> Pod:
-        config = self.pod_config(name)
-        request = api.RunPodSandboxRequest(config=config)
+    def run_pod(
+        self,
+        name: str = "pod",
+        runtime_handler: str = "",
+        annotations: Mapping[str, str] | None = None,
+        user_ids: UserIds | None = None,
+        *,
+        timeout: float = _TIMEOUT,
+    ) -> Pod:
+        """`runtime_handler` is a RuntimeClass' `handler`; empty for the node's default."""
+        config = self.pod_config(name, annotations, user_ids)
+        request = api.RunPodSandboxRequest(config=config, runtime_handler=runtime_handler)
         return Pod(
             self._runtime("RunPodSandbox", request, api.RunPodSandboxResponse, timeout=timeout).pod_sandbox_id, config
         )
@@ -103,14 +142,19 @@ class Cri:
         command: Sequence[str] = ("/bin/sleep", "2147483647"),
         name: str = "main",
         *,
+        host_files: Mapping[str, Path] | None = None,
         timeout: float = _TIMEOUT,
     ) -> str:
-        """`volumes` mounts images, by container path; give the ids that `pull` returned, as the kubelet does."""
+        """`volumes` mounts images, by container path; give the ids that `pull` returned, as the kubelet does. In a user
+        namespace they are mapped, while `host_files`, by container path too, have the owners they have."""
+        namespaces = pod.config.linux.security_context.namespace_options
+        ids = {"uidMappings": namespaces.userns_options.uids, "gidMappings": namespaces.userns_options.gids}
         mounts = [
-            api.Mount(container_path=path, readonly=True, image=api.ImageSpec(image=volume))
+            api.Mount(container_path=path, readonly=True, image=api.ImageSpec(image=volume), **ids)
             for path, volume in (volumes or {}).items()
         ]
-        context = api.LinuxContainerSecurityContext(namespace_options=api.NamespaceOption(network=api.NODE))
+        mounts += [api.Mount(container_path=path, host_path=str(file)) for path, file in (host_files or {}).items()]
+        context = api.LinuxContainerSecurityContext(namespace_options=namespaces)
         config = api.ContainerConfig(
             metadata=api.ContainerMetadata(name=name),
             image=api.ImageSpec(image=image),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from modelvold.layer.cut import cut
 from modelvold.layer.raw import toc_of_raw
-from modelvold.linux import mounts
+from modelvold.linux import mounts, selinux
 from modelvold.linux.mounts import (
     Attribute,
     MountEntry,
@@ -124,6 +124,20 @@ def test_a_mount_that_fails_names_the_image_and_leaves_nothing(folder: Path) -> 
     assert nowhere.value.filename == str(folder / "nowhere")
     assert entry_at(target) is None
     assert open_descriptors() == descriptors
+
+
+@root
+@pytest.mark.skipif(selinux.is_active(), reason="this kernel has a policy")
+def test_a_label_is_the_kernels_to_refuse(folder: Path) -> None:
+    """It reaches the kernel: without a policy this one knows no such option."""
+    _, path, devices = image_in(folder)
+    (target,) = made(folder, "target")
+    mounted_or_skipped(path, devices, target)
+    unmount(target)
+    with pytest.raises(OSError, match="context") as refused:
+        mount_erofs(path, devices, target, label=selinux.READ_BY_CONTAINERS)
+    assert refused.value.errno == errno.EINVAL
+    assert entry_at(target) is None
 
 
 @root

@@ -66,19 +66,20 @@ UPPER = ("workdir=/s/9/work", "upperdir=/s/9/fs")
         (record(Kind.ACTIVE, Layer(1)), (*UPPER, "lowerdir=/s/1/fs", "index=off", *SHIFT)),
         (record(Kind.VIEW, Layer(1)), ("lowerdir=/s/1/fs:/s/9/fs", "index=off", *SHIFT)),
         (record(Kind.VIEW, Layer(2), Layer(1)), ("lowerdir=/s/2/fs:/s/1/fs", "index=off", *SHIFT)),
-        (record(Kind.ACTIVE, Layer(1, "m")), (*UPPER, "lowerdir=/v/m", "index=off", *SHIFT)),
-        (
-            record(Kind.ACTIVE, Layer(1, "m"), key=IMAGE_VOLUME),
-            ("ro", "nosuid", "nodev", *UPPER, "lowerdir=/v/m", "index=off", *SHIFT),
-        ),
-        (
-            record(Kind.VIEW, Layer(1, "m")),
-            ("ro", "nosuid", "nodev", "lowerdir=/v/m:/s/9/fs", "index=off", *SHIFT),
-        ),
+        (record(Kind.ACTIVE, Layer(1, "m")), (*UPPER, "lowerdir=/v/m/.", "index=off", *SHIFT)),
+        (record(Kind.ACTIVE, Layer(1), key=IMAGE_VOLUME), (*UPPER, "lowerdir=/s/1/fs", "index=off", *SHIFT)),
     ],
 )
 def test_owners_are_shifted_by_an_overlay(snapshot: Record, options: tuple[str, ...]) -> None:
     assert mounts(snapshot, LAYOUT, VOLUMES, SHIFTED) == (Mount("overlay", "overlay", options),)
+
+
+@pytest.mark.parametrize(
+    "snapshot", [record(Kind.ACTIVE, Layer(1, "m"), key=IMAGE_VOLUME), record(Kind.VIEW, Layer(1, "m"))]
+)
+def test_a_bind_that_is_to_be_shifted_is_not_called_read_only(snapshot: Record) -> None:
+    options = ("rbind", "nosuid", "nodev", *SHIFT)
+    assert mounts(snapshot, LAYOUT, VOLUMES, SHIFTED) == (Mount("bind", "/v/m", options),)
 
 
 def test_there_is_nothing_to_shift_in_an_empty_one() -> None:

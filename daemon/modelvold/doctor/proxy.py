@@ -6,6 +6,8 @@ from modelvold.doctor.line import Line
 from modelvold.doctor.table import GROUP, NAME, Ours, Table, at, quoted, text, texts
 
 ANNOTATIONS = "enable_remote_snapshot_annotations"
+#: That mounts shift owners for user namespaces, by options.
+_REMAP = "remap-ids"
 
 
 def plugin_of(table: Table, ours: Ours) -> tuple[str, Table]:
@@ -29,7 +31,10 @@ def check(name: str, plugin: Table, ours: Ours) -> Line:
         return GROUP.bad(what, seen, ours.mend(f'[{what}]\n  address = "{ours.socket}"'))
     if "rebase" in texts(plugin, "capabilities"):
         seen = 'the capability "rebase": containerd then names no parents, and lazy layers are not found again'
-        return GROUP.bad(what, seen, ours.mend(f"[{what}]\n  capabilities = []"))
+        return GROUP.bad(what, seen, ours.mend(f'[{what}]\n  capabilities = ["{_REMAP}"]'))
+    if _REMAP not in texts(plugin, "capabilities"):
+        seen = f'without the capability "{_REMAP}": containerd copies an image for each pod with a user namespace'
+        return GROUP.warn(what, seen, ours.mend(f'[{what}]\n  capabilities = ["{_REMAP}"]'))
     return GROUP.ok(what, f"a snapshotter at {ours.socket}")
 
 
@@ -46,6 +51,7 @@ def snippet(ours: Ours) -> str:
     return f"""[proxy_plugins.{NAME}]
   type = "snapshot"
   address = "{ours.socket}"
+  capabilities = ["{_REMAP}"]
   [proxy_plugins.{NAME}.exports]
     root = "{ours.store}"
     {ANNOTATIONS} = "true\""""

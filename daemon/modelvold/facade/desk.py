@@ -166,8 +166,8 @@ class Desk:
         self._blobs.put((given.repository, synthetic.config_digest), config)
         layer = Refused(
             f"{given.repository}@{given.original}: a model has no layer to unpack, yet another snapshotter asked",
-            "make modelvold the snapshotter in containerd's configuration, for pulls and for the pod's runtime,"
-            " then remove the image and pull it again",
+            "make modelvold the snapshotter in containerd's configuration, for pulls and for the pod's runtime (by a RuntimeClass the"
+            " pod needs the annotation io.containerd.cri.runtime-handler too), then remove the image and pull it again",
         )
         self._blobs.put((given.repository, synthetic.layer_digest), refusal(layer))
         return synthetic

@@ -73,20 +73,28 @@ class MountEntry:
 
 
 def mount_erofs(
-    image: Path, devices: Iterable[str | Path], target: Path, *, directio: bool = False, flags: Attribute = VOLUME
+    image: Path,
+    devices: Iterable[str | Path],
+    target: Path,
+    *,
+    directio: bool = False,
+    label: str = "",
+    flags: Attribute = VOLUME,
 ) -> None:
     """Mount `image`, a file, at `target`, with `devices` as its devices in their order.
 
     The kernel opens all of them now, by these paths, and keeps them open: through which mount of the store they are
     named decides which marks apply to them. `directio` reads the devices past the page cache; it needs chunks aligned
-    for that. A path has at most 255 bytes. Without any device the kernel mounts the image all the same, and its files
-    answer EIO.
+    for that. `label` is the SELinux context of all its files; EINVAL where there is no SELinux. A path has at most 255
+    bytes. Without any device the kernel mounts the image all the same, and its files answer EIO.
     """
     with _fs_context("erofs", image) as context:
         _fsconfig(context, _SET_STRING, "source", os.fsencode(image))
         _fsconfig(context, _SET_FLAG, "ro", None)
         if directio:
             _fsconfig(context, _SET_FLAG, "directio", None)
+        if label:
+            _fsconfig(context, _SET_STRING, "context", os.fsencode(label))
         for device in devices:
             _fsconfig(context, _SET_STRING, "device", os.fsencode(device))
         _fsconfig(context, _CREATE, None, None)

@@ -29,7 +29,9 @@ class Complete:
     name = "complete"
     is_lazy = False
 
-    def __init__(self) -> None:
+    def __init__(self, label: str = "") -> None:
+        """`label`: the SELinux context of every volume's files; empty where there is no SELinux."""
+        self._label = label
         self._readahead = Readahead()
         self.read_ahead = self._readahead.set
 
@@ -59,4 +61,4 @@ class Complete:
     def _mount(self, volume: Volume, target: Path) -> None:
         files = [file for content in volume.contents for file in content.files(content.folder())]
         with self._readahead.made(volume.id):
-            mounts.mount_erofs(volume.image, files, target)
+            mounts.mount_erofs(volume.image, files, target, label=self._label)

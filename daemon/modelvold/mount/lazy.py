@@ -26,8 +26,9 @@ class Lazy:
     name = "lazy"
     is_lazy = True
 
-    def __init__(self, gate: Gate, contents: Path, door: Path) -> None:
-        """`contents` is the store's folder of contents, `door` where its private mount is made."""
+    def __init__(self, gate: Gate, contents: Path, door: Path, label: str = "") -> None:
+        """`contents` is the store's folder of contents, `door` where its private mount is made, `label` as of Complete."""
+        self._label = label
         self._gate = gate
         self._contents = contents
         self._door = door
@@ -84,7 +85,7 @@ class Lazy:
     def _mount(self, volume: Volume, target: Path) -> None:
         files = [file for content in volume.contents for file in content.files(self._behind_door(content.folder()))]
         with self._readahead.made(volume.id):
-            mounts.mount_erofs(volume.image, files, target)
+            mounts.mount_erofs(volume.image, files, target, label=self._label)
 
     def _behind_door(self, folder: Path) -> Path:
         return self._door / folder.relative_to(self._contents)

@@ -4,8 +4,9 @@ A volume stands for the whole chain below it, so lowers end at the first one. Co
 volumes) of nothing but a volume get the volume itself, by a bind: it shares the page cache of everybody else's, and
 needs no overlay.
 
-Where owners are shifted for a user namespace there is always an overlay, if there is anything below: containerd maps an
-overlay's lowers, and of a bind that is read-only it maps nothing.
+Where owners are shifted for a user namespace, containerd's mount code has two traps. Of a bind that is called read-only it maps
+nothing, and says nothing: a volume, which is read-only by its own mount, is not called so then. Of an overlay it maps (2.1, 2.2)
+not the lowers but the folder above them, without what is mounted there: a volume is named as a lower by `/.` within itself.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ from modelvold.snapshot.record import Kind, Record
 IMAGE_VOLUMES = "image-volumes"
 
 # A runtime's own bind remount drops what is not said here (nosuid and nodev of our mount do not survive it).
-_READ_ONLY = ("ro", "nosuid", "nodev")
-_VOLUME_OPTIONS = ("ro", "rbind", "nosuid", "nodev")
+_VOLUME_OPTIONS = ("rbind", "nosuid", "nodev")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,29 +64,29 @@ def mounts(
     what the owners of all below are to be shifted."""
     own = record.layer.number
     is_view = record.info.kind is Kind.VIEW
-    lowers = _lowers(record, layout, volumes)
+    lowers = _lowers(record, layout, volumes, within="/." if shifted else "")
     nearest = record.parents[0].volume if record.parents else None
-    is_read = is_view or (nearest is not None and is_image_volume(record.info.name))
+    is_read = is_view or is_image_volume(record.info.name)
+    shift = shifted.options if shifted else ()
     if not lowers:
         return (Mount("bind", str(layout.upper(own)), ("ro" if is_view else "rw", "rbind")),)
-    if shifted is None and nearest is not None and is_read:
-        return (Mount("bind", str(volumes[nearest]), _VOLUME_OPTIONS),)
-    if shifted is None and is_view and len(lowers) == 1:
-        return (Mount("bind", lowers[0], ("ro", "rbind")),)
+    if nearest is not None and is_read:
+        read_only = () if shifted else ("ro",)
+        return (Mount("bind", str(volumes[nearest]), (*read_only, *_VOLUME_OPTIONS, *shift)),)
     if is_view and len(lowers) == 1:
+        if not shifted:
+            return (Mount("bind", lowers[0], ("ro", "rbind")),)
         lowers.append(str(layout.upper(own)))  # empty: an overlay takes two, or an upper
     upper = () if is_view else (f"workdir={layout.work(own)}", f"upperdir={layout.upper(own)}")
-    below = f"lowerdir={':'.join(lowers)}"
-    read_only = _READ_ONLY if shifted is not None and nearest is not None and is_read else ()
-    options = (*read_only, *upper, below, *layout.overlay_options, *(shifted.options if shifted else ()))
+    options = (*upper, f"lowerdir={':'.join(lowers)}", *layout.overlay_options, *shift)
     return (Mount("overlay", "overlay", options),)
 
 
-def _lowers(record: Record, layout: Layout, volumes: Mapping[str, Path]) -> list[str]:
+def _lowers(record: Record, layout: Layout, volumes: Mapping[str, Path], within: str) -> list[str]:
     lowers = []
     for layer in record.parents:
         if layer.volume is not None:
-            lowers.append(str(volumes[layer.volume]))
+            lowers.append(f"{volumes[layer.volume]}{within}")
             break
         lowers.append(str(layout.upper(layer.number)))
     return lowers

@@ -29,6 +29,8 @@ from modelvold.store.database import Database
 
 log = logging.getLogger(__name__)
 
+#: How the key ends under which containerd chowns all of an image for a plugin without the capability `remap-ids`.
+_TO_CHOWN = "-remap"
 _OVERLAY_INDEX = Path("/sys/module/overlay/parameters/index")
 
 
@@ -134,6 +136,11 @@ class Snapshotter:
             )
         # Before there is a record, and so outside its transaction: mounting may take a moment.
         below = self._metastore.find(parent) if parent else None
+        if below and below.volume and key.endswith(_TO_CHOWN):
+            raise Refused(
+                f"snapshot {key[-100:]!r}: containerd would copy the whole model to give it to a user namespace",
+                'set capabilities = ["remap-ids"] in the proxy plugin of containerd\'s configuration (see the README)',
+            )
         paths = self._mounted(below.volume) if below else {}
         ids = id_map(labels)
         found: list[Mount] = []
