@@ -39,6 +39,7 @@ def snapshots_door(snapshotter: Snapshotter) -> Door:
 class _Snapshots(snapshots_pb2_grpc.SnapshotsServicer):
     def __init__(self, snapshotter: Snapshotter) -> None:
         self._snapshotter = snapshotter
+        self._written = _Written()
 
     def Prepare(  # noqa: N802
         self, request: snapshots_pb2.PrepareSnapshotRequest, context: grpc.ServicerContext
@@ -88,9 +89,9 @@ class _Snapshots(snapshots_pb2_grpc.SnapshotsServicer):
         self, request: snapshots_pb2.ListSnapshotsRequest, context: grpc.ServicerContext
     ) -> Iterator[snapshots_pb2.ListSnapshotsResponse]:
         with answering(context, "List"):
-            found = [_info(info) for info in self._snapshotter.list(list(request.filters))]
+            found = self._written.of(self._snapshotter.list(list(request.filters)), are_all=not request.filters)
             for start in range(0, len(found), _BATCH):
-                yield snapshots_pb2.ListSnapshotsResponse(info=found[start : start + _BATCH])
+                yield snapshots_pb2.ListSnapshotsResponse.FromString(b"".join(found[start : start + _BATCH]))
 
     def Usage(  # noqa: N802
         self, request: snapshots_pb2.UsageRequest, context: grpc.ServicerContext
@@ -103,6 +104,28 @@ class _Snapshots(snapshots_pb2_grpc.SnapshotsServicer):
         with answering(context, "Cleanup"):
             self._snapshotter.cleanup()
             return Empty()
+
+
+class _Written:
+    """Snapshots as a List's answer has them on the wire, each written once as long as it stays as it is: a List of a thousand is
+    mostly their writing."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[str, tuple[Info, bytes]] = {}
+
+    def of(self, found: Sequence[Info], *, are_all: bool) -> list[bytes]:
+        """Each of `found` as an answer with nothing else in it; such answers, one behind another, are an answer with all of them.
+        `are_all`: whether there are no others."""
+        pieces, known = [], self._pieces
+        for info in found:
+            was, piece = known.get(info.name, (None, b""))
+            if was is not info:
+                piece = snapshots_pb2.ListSnapshotsResponse(info=[_info(info)]).SerializeToString()
+                known[info.name] = info, piece
+            pieces.append(piece)
+        if are_all and len(known) > 2 * len(found):  # most are gone
+            self._pieces = {info.name: (info, piece) for info, piece in zip(found, pieces, strict=True)}
+        return pieces
 
 
 def _mounts(found: Sequence[Mount]) -> list[mount_pb2.Mount]:

@@ -61,21 +61,19 @@ def matcher(filters: Iterable[str]) -> Callable[[Info], bool]:
     wanted = [parse(text) for text in filters]
     if not wanted:
         return lambda _info: True
+    if len(wanted) == 1 and wanted[0]:  # as when a layer's target is looked up, among thousands
+        first, *others = wanted[0]
+        return lambda info: first.matches(info) and all(selector.matches(info) for selector in others)
     return lambda info: any(all(selector.matches(info) for selector in selectors) for selectors in wanted)
 
 
 def _field(info: Info, path: tuple[str, ...]) -> str | None:
-    match path:
-        case ("name",):
-            return info.name
-        case ("parent",):
-            return info.parent
-        case ("kind",):
-            return info.kind.value
-        case ("labels", *rest):
-            return info.labels.get(".".join(rest))
-        case _:
-            return None
+    field, *rest = path
+    if field == "labels":
+        return info.labels.get(rest[0] if len(rest) == 1 else ".".join(rest)) if rest else None
+    if rest or field not in {"name", "parent", "kind"}:
+        return None
+    return info.kind.value if field == "kind" else info.name if field == "name" else info.parent
 
 
 class _Parser:
