@@ -18,7 +18,8 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Mapping
+import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +37,7 @@ from tests.lab.registry import Registry
 log = logging.getLogger(__name__)
 _SHIM_SOCKETS = Path("/run/containerd/s")
 _CGROUPS = Path("/sys/fs/cgroup")
+_TIMEOUT = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +53,27 @@ class Containerd:
     """`with Containerd(root, sandbox_image, modelvold) as containerd:`; `containerd.cri` talks to it.
 
     `sandbox_image` is the reference of an image that sleeps, in a registry it can reach. Without `modelvold` it is an
-    ordinary containerd with overlayfs.
+    ordinary containerd with overlayfs; with it both are there, and `snapshotter` is the one that CRI uses: modelvold if
+    nothing else is said. `modelvold` and `snapshotter` may be set anew; that takes effect at the next start.
+    `stats_period`: seconds between two looks of CRI at what snapshots take.
     """
 
-    def __init__(self, root: Path, sandbox_image: str, modelvold: Modelvold | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        sandbox_image: str,
+        modelvold: Modelvold | None = None,
+        *,
+        snapshotter: str = "",
+        stats_period: int = 10,
+    ) -> None:
         self.root = root
         self.socket = root / "run/c.sock"
         self.certificates = root / "certs.d"
         self.cgroup_parent = f"/modelvold-lab-{os.getpid()}-{root.name}"
         self.modelvold = modelvold
+        self.snapshotter = snapshotter
+        self._stats_period = stats_period
         self.leftovers: list[str] = []
         self._sandbox_image = sandbox_image
         program = debian.containerd()
@@ -100,6 +114,45 @@ class Containerd:
     def restart(self) -> None:
         self.stop()
         self.start()
+
+    def ctr(self, *words: str | Path, namespace: str = "default") -> str:
+        """`ctr WORDS…`, which must succeed; what it wrote. CRI's own namespace is `k8s.io`."""
+        ran = self.try_ctr(*words, namespace=namespace)
+        assert ran.returncode == 0, f"ctr {' '.join(map(str, words))}: {ran.stderr[-2000:]}"
+        return ran.stdout
+
+    def try_ctr(self, *words: str | Path, namespace: str = "default") -> subprocess.CompletedProcess[str]:
+        """As `ctr`; look at `returncode`."""
+        program = debian.containerd().parent / "ctr"
+        return subprocess.run(
+            [str(word) for word in (program, "--address", self.socket, "--namespace", namespace, *words)],
+            # It mounts what it looks into below one of these.
+            env={**os.environ, "XDG_RUNTIME_DIR": str(self.root / "run"), "TMPDIR": str(self.root / "run")},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT,
+            check=False,
+        )
+
+    def ctr_run(self, image: str, name: str, *command: str, flags: Sequence[str] = ()) -> str:
+        """`ctr run FLAGS… IMAGE NAME COMMAND…`, which must succeed; what the command wrote. The container stays, unless a flag says
+        otherwise, and like a pod's it is within `root` and the cgroup."""
+        places = (
+            "--runc-binary",
+            self._runc,
+            "--runc-root",
+            self.root / "run/runc",
+            "--fifo-dir",
+            self.root / "run/fifo",
+        )
+        cgroup = ("--cgroup", f"{self.cgroup_parent}/{name}")
+        return self.ctr("run", *places, *cgroup, *flags, image, name, *command)
+
+    def collect(self) -> None:
+        """Has its garbage collected, and returns when that is done; the snapshotter's Cleanup follows."""
+        self.ctr("leases", "create", "--id", "collect")
+        self.ctr("leases", "rm", "--sync", "collect")
 
     def log_text(self) -> str:
         return self._program.log.read_text(errors="replace")
@@ -169,7 +222,7 @@ class Containerd:
 
     def _configuration(self) -> str:
         """Version 3. Every path that would lie in /etc, /opt, /run or /var/lib is below `root`."""
-        snapshotter = "modelvold" if self.modelvold else "overlayfs"
+        proxied = "modelvold" if self.modelvold else "overlayfs"
         root = self.root
         sections: dict[str, Mapping[str, object]] = {
             "grpc": {"address": str(self.socket)},
@@ -178,7 +231,10 @@ class Containerd:
             "plugins.'io.containerd.internal.v1.opt'": {"path": str(root / "opt")},
             "plugins.'io.containerd.nri.v1.nri'": {"disable": True},
             "plugins.'io.containerd.image-verifier.v1.bindir'": {"bin_dir": str(root / "none")},
-            "plugins.'io.containerd.cri.v1.images'": {"snapshotter": snapshotter},
+            "plugins.'io.containerd.cri.v1.images'": {
+                "snapshotter": self.snapshotter or proxied,
+                "stats_collect_period": self._stats_period,
+            },
             "plugins.'io.containerd.cri.v1.images'.registry": {"config_path": str(self.certificates)},
             "plugins.'io.containerd.cri.v1.images'.pinned_images": {"sandbox": self._sandbox_image},
             "plugins.'io.containerd.cri.v1.runtime'": {
@@ -204,14 +260,18 @@ class Containerd:
             },
         }
         if self.modelvold:
-            sections["proxy_plugins.modelvold"] = {"type": "snapshot", "address": str(self.modelvold.socket)}
+            sections["proxy_plugins.modelvold"] = {
+                "type": "snapshot",
+                "address": str(self.modelvold.socket),
+                "capabilities": ["remap-ids"],
+            }
             sections["proxy_plugins.modelvold.exports"] = {
                 "root": str(self.modelvold.store),
                 "enable_remote_snapshot_annotations": "true",
             }
         top = {"version": 3, "root": str(root / "lib"), "state": str(root / "run"), "disabled_plugins": _UNUSED}
         text = _toml(top) + "".join(f"\n[{name}]\n{_toml(values)}" for name, values in sections.items())
-        for name in dict.fromkeys(["overlayfs", snapshotter]):
+        for name in dict.fromkeys(["overlayfs", proxied]):
             unpack = {"platform": "linux", "snapshotter": name, "differ": "walking"}
             text += f"\n[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n{_toml(unpack)}"
         return text

@@ -180,6 +180,11 @@ class Cri:
         state = self._runtime("ContainerStatus", request, api.ContainerStatusResponse).status.state
         return bool(state == api.CONTAINER_RUNNING)
 
+    def stats(self, container: str) -> api.ContainerStats:
+        """As the kubelet's summary asks for them."""
+        request = api.ContainerStatsRequest(container_id=container)
+        return self._runtime("ContainerStats", request, api.ContainerStatsResponse).stats
+
     def stop(self, container: str, grace: int = 0) -> None:
         """SIGTERM, and after `grace` seconds SIGKILL."""
         request = api.StopContainerRequest(container_id=container, timeout=grace)

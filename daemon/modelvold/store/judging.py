@@ -14,7 +14,7 @@ from modelvold.layer import toc
 from modelvold.linux.files import sync_folder
 from modelvold.oci.media_type import Reading
 from modelvold.points import Point
-from modelvold.store import verification
+from modelvold.store import segment_files, verification
 from modelvold.store.catalog import Catalog
 from modelvold.store.content import Content, folder_of
 from modelvold.store.contents import Contents
@@ -123,9 +123,11 @@ class Judging:
         content.reason = ""
 
     def _move(self, content: Content) -> bool:
-        shared = folder_of(content.root, content.digest, content.reading, "")
-        shared.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        is_moved = self._contents.share(content)
-        if is_moved:
-            sync_folder(shared.parent)
+        own, shared = content.folder(), folder_of(content.root, content.digest, content.reading, "")
+        with self._contents.placing:
+            shared.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            is_moved = self._contents.share(content)
+            if is_moved:
+                sync_folder(shared.parent)
+                segment_files.prune(own, content.root / "content")
         return is_moved

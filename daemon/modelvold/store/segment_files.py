@@ -34,6 +34,17 @@ def make(counts: Mapping[Path, int], top: Path) -> list[list[int]]:
     return inodes
 
 
+def prune(folder: Path, top: Path) -> None:
+    """Takes away the folders above `folder`, which is gone, up to `top`, as far as they are empty. Nobody makes one there meanwhile."""
+    for above in _up_to(top, folder.parent):
+        if above == top:
+            break
+        try:
+            above.rmdir()
+        except OSError:  # not empty
+            break
+
+
 def find(folder: Path, count: int) -> list[Found]:
     """The files of so many segments, made where they are missing. Raises OSError."""
     with _opened(folder) as descriptor:

@@ -190,7 +190,8 @@ class Store:
         assert not any(self.find(one.digest, one.reading, one.source) for one in new)  # noqa: S101 — its files would go
         counts = {folder_of(self.root, one.digest, one.reading, one.source): len(one.cut) for one in new}
         try:
-            inodes = segment_files.make(counts, self.root / "content")
+            with self._contents.placing:
+                inodes = segment_files.make(counts, self.root / "content")
             points.at(Point.STORE_FILES_MADE)
             rows = self.catalog.add_contents(new)
         except (OSError, Failure) as error:
@@ -359,7 +360,9 @@ class Store:
         self._verification.forget(content)
         for segment in content.segments:
             segment.go()
-        shutil.rmtree(content.folder(), ignore_errors=True)
+        with self._contents.placing:
+            shutil.rmtree(content.folder(), ignore_errors=True)
+            segment_files.prune(content.folder(), self.root / "content")
         return freed
 
     # -- called by our own threads
