@@ -104,6 +104,14 @@ def house(
 
 
 def bytes_of(content: Content) -> bytes:
+    try:
+        return _read(content)
+    except FileNotFoundError:  # it is verified first, and then moved to the shared place
+        wait_until(lambda: not content.source, 10)
+        return _read(content)
+
+
+def _read(content: Content) -> bytes:
     return b"".join(segment.path.read_bytes()[: segment.length] for segment in content.segments)
 
 
