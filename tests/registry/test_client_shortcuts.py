@@ -139,6 +139,7 @@ def test_not_within_the_host(client: Client, storage: FakeRegistry) -> None:
         ("", "private, no-cache"),
         (f"Expires={int(time.time()) + 3600}", "no-store"),
     ],
+    ids=["ended", "ended by a date", "not to be stored", "private", "holds, but not to be stored"],
 )
 def test_what_does_not_hold_is_not_kept(
     client: Client, registry: FakeRegistry, storage: FakeRegistry, query: str, cache_control: str
