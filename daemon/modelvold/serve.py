@@ -59,9 +59,6 @@ log = logging.getLogger(__name__)
 
 #: A gate that has not gone round for this long is no longer alive.
 _GATE_SILENCE = 10.0
-#: How many objects are made before Python looks for cycles among them, and how often among all. By its defaults (700, 10, 10) it looked
-#: through everything again and again while a model of 700 GB was mounted, for a third of the time that took.
-_GARBAGE = 50_000, 20, 20
 
 
 def run(config: Config) -> int:
@@ -80,8 +77,7 @@ def run(config: Config) -> int:
     with Handover(notify, config.run / "store", config.store.root / "content") as handover, ExitStack() as house:
         gate = _build(config, house, notify, handover)
         gc.collect()
-        gc.freeze()  # what is here stays
-        gc.set_threshold(*_GARBAGE)
+        gc.freeze()  # what is here stays; a model of 700 GB makes objects enough that looking through all of it would be felt
         notify.ready()
         log.info("ready address=%s root=%s", config.address, config.store.root)
         while not ending.wait(None if gate else notify.interval):
