@@ -45,7 +45,7 @@ ALLOWED: Mapping[str, str] = MappingProxyType(
         "fetch.deadline": "a number of seconds, more than 0 and at most 3600",
         "registry.hosts_dir": 'an absolute path, such as "/etc/containerd/certs.d"',
         "registry.docker_config": "the absolute path of a docker config.json",
-        "mount.backend": '"auto", "lazy", "complete" or "directory"',
+        "mount.backend": '"auto", "lazy", "fuse", "complete" or "directory"',
         "mount.selinux": 'an SELinux context, such as "system_u:object_r:container_ro_file_t:s0", or "" for that one',
         "facade.listen": '"host:port" on loopback, such as "127.0.0.1:7878", or "" for off',
         "metrics.listen": '"host:port", such as "127.0.0.1:7879", or "" for off',
@@ -115,7 +115,7 @@ class Registry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Mount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`selinux`: the context of volumes' files, "" for one that every container may read, where there is SELinux."""
 
-    backend: Literal["auto", "lazy", "complete", "directory"] = "auto"
+    backend: Literal["auto", "lazy", "fuse", "complete", "directory"] = "auto"
     selinux: Annotated[str, msgspec.Meta(pattern=_CONTEXT)] = ""
 
 

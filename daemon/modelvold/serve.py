@@ -16,8 +16,9 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from modelvold.config import Config
@@ -30,15 +31,20 @@ from modelvold.lending.status import Status
 from modelvold.linux import selinux
 from modelvold.linux.machine import architecture
 from modelvold.linux.notify import Notify
-from modelvold.mount.backend import Backend
+from modelvold.mount.backend import Backend, Volume
 from modelvold.mount.directory import Directory, sweep_trees
 from modelvold.mount.erofs import Complete
-from modelvold.mount.findings import DIRECTORY, LAZY
+from modelvold.mount.findings import COMPLETE, DIRECTORY, FUSE, LAZY, Findings
+from modelvold.mount.fuse import backend as fuse_backend
+from modelvold.mount.fuse.backend import Fuse
+from modelvold.mount.fuse.link import Place
+from modelvold.mount.fuse.questions import FuseQuestions
 from modelvold.mount.gate import Gate
 from modelvold.mount.handover import Handover
 from modelvold.mount.lazy import Lazy
 from modelvold.mount.places import Binds, Links, Places
 from modelvold.mount.probe import probe
+from modelvold.mount.questions import KernelQuestions, Questions
 from modelvold.mount.table import MountTable
 from modelvold.oci.reference import Repository
 from modelvold.registry.client import Client
@@ -54,6 +60,7 @@ from modelvold.store.room import Bounds
 from modelvold.store.showing import Verify
 from modelvold.store.store import Store
 from modelvold.volume.opener import Opener
+from modelvold.volume.tree import Tree
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +98,7 @@ def _build(config: Config, house: ExitStack, notify: Notify, handover: Handover)
     listen = str(config.facade.listen) if config.facade.listen else ""
     store = _store(config, house, is_continued=handover.is_continued)
     with _made("store", store.root, "--root", "`[store] root`"), store.database.lent():
-        findings = probe(store.root, config.run)
+        findings = probe(store.root, config.run, config.mount.backend)
     name, reason = findings.choose(config.mount.backend)
     log.info("choose backend=%s reason=%r", name, reason)
     ours = architecture()
@@ -113,19 +120,12 @@ def _build(config: Config, house: ExitStack, notify: Notify, handover: Handover)
         bandwidth=config.fetch.bandwidth,
         stall=min(20.0, config.fetch.deadline / 3),  # a reader's deadline leaves time for another try, or another host
     )
-    gate = None
-    if name == LAZY:
-        gate = house.enter_context(
-            Gate(fetcher, deadline=config.fetch.deadline, handover=handover, on_round=notify.alive)
-        )
-    elif handover.is_continued:
+    if name != LAZY and handover.is_continued:
         handover.give_up(f"the backend is {name} now")
     opener = Opener(store, client, ours)
     places: Places = Binds() if findings.can_bind else Links()
-    if name == DIRECTORY:
-        backend: Backend = Directory(store, lambda volume: opener.tree(volume.id), places)
-    else:
-        backend = _erofs(config, store, gate)
+    showing = _Showing(config, house, store, findings, places, lambda volume: opener.tree(volume.id))
+    gate, backend = showing.made(name, fetcher, notify, handover, lambda volumes: desk[0].renew(volumes))  # noqa: PLW0108 — it is not there yet
     table = MountTable(backend, config.run / "volumes", store.catalog.opened_through, store.catalog.set_opened_through)
     lending = Lending(
         store,
@@ -139,6 +139,7 @@ def _build(config: Config, house: ExitStack, notify: Notify, handover: Handover)
     )
     desk.append(lending)
     house.enter_context(fetcher)
+    house.callback(backend.close)
     house.enter_context(lending)
     status = Status(store, lending, table, gate, facade=listen, prefetch=config.fetch.prefetch, backend_reason=reason)
     doors = [control_door(_Operator(lending, status))]
@@ -192,15 +193,67 @@ def _made(what: str, folder: Path, flag: str, setting: str) -> Iterator[None]:
         raise Failing(f"{what} {folder}{where}: {error.strerror}", f"{cure}, or name another with {named}") from error
 
 
-def _erofs(config: Config, store: Store, gate: Gate | None) -> Backend:
-    """What lies in whole files is of use to `directory` alone."""
-    store.withdraw_moved()
-    sweep_trees(store.root / "volumes", {row.id for row in store.catalog.volumes()})
-    label = _label(config.mount.selinux)
-    if gate is None:
-        return Complete(label)
-    store.watch(gate)
-    return Lazy(gate, store.root / "content", config.run / "store", label)
+@dataclass(frozen=True, slots=True)
+class _Showing:
+    """What backends are made of."""
+
+    config: Config
+    house: ExitStack
+    store: Store
+    findings: Findings
+    places: Places
+    tree_of: Callable[[Volume], Tree]
+
+    def made(
+        self,
+        name: str,
+        fetcher: Fetcher,
+        notify: Notify,
+        handover: Handover,
+        on_lost: Callable[[Sequence[str]], None],
+    ) -> tuple[Gate | None, Backend]:
+        """The backend, behind a gate where it asks for bytes. `on_lost` as of `mount.fuse.backend.Fuse`."""
+        if name != DIRECTORY:
+            self._sweep_whole()
+        if name != FUSE:
+            fuse_backend.retire(self.config.run)
+        if name == LAZY:
+            kernel = KernelQuestions(handover)
+            gate = self._gate(fetcher, kernel, notify)
+            return gate, Lazy(gate, kernel, self.store.root / "content", self.config.run / "store", self._label)
+        if name == FUSE:
+            asked = FuseQuestions()
+            gate = self._gate(fetcher, asked, notify)
+            log = (self.config.log.level, self.config.log.format)
+            return gate, Fuse(
+                gate,
+                asked,
+                Place(self.config.run, self._label, log),
+                self.places,
+                self.tree_of,
+                deadline=self.config.fetch.deadline,
+                beside=Complete(self._label) if self.findings.works(COMPLETE) else None,
+                on_lost=on_lost,
+            )
+        if name == COMPLETE:
+            return None, Complete(self._label)
+        return None, Directory(self.store, self.tree_of, self.places)
+
+    def _gate(self, fetcher: Fetcher, questions: Questions, notify: Notify) -> Gate:
+        gate = self.house.enter_context(
+            Gate(fetcher, questions, deadline=self.config.fetch.deadline, on_round=notify.alive)
+        )
+        self.store.watch(gate)
+        return gate
+
+    def _sweep_whole(self) -> None:
+        """What lies in whole files is of use to `directory` alone."""
+        self.store.withdraw_moved()
+        sweep_trees(self.store.root / "volumes", {row.id for row in self.store.catalog.volumes()})
+
+    @property
+    def _label(self) -> str:
+        return _label(self.config.mount.selinux)
 
 
 def _label(setting: str) -> str:

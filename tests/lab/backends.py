@@ -27,6 +27,7 @@ class Backend:
 
 
 LAZY = Backend("lazy", is_lazy=True)
+FUSE = Backend("fuse", is_lazy=True, is_erofs=False)
 COMPLETE = Backend("complete")
 DIRECTORY = Backend("directory", is_erofs=False, extra_links=1)
-BACKENDS = (LAZY, COMPLETE, DIRECTORY)
+BACKENDS = (LAZY, FUSE, COMPLETE, DIRECTORY)

@@ -97,6 +97,17 @@ def mkfs_xfs() -> list[str]:
     return [str(found)] if found else _with_own_loader(OLDEST, "xfsprogs", "mkfs.xfs")
 
 
+def fusermount3() -> Path:
+    """Without the setuid bit that it works by."""
+    return _on_path("fusermount3") or _program(_made(folder() / OLDEST / "fuse3", _unpack_fuse3), "fusermount3")
+
+
+def _unpack_fuse3(target: Path) -> None:
+    """What has setuid bits in it is nowhere unpacked to stay."""
+    _unpack(OLDEST, ["fuse3"], closed=False, target=target)
+    _program(target, "fusermount3").chmod(0o755)
+
+
 # Peers of the benches come from Debian even where PATH has another: what was compared with has a version that others can get.
 
 

@@ -142,6 +142,11 @@ class Soci:
             self._tools.environment,
         )
 
+    @property
+    def pid(self) -> int:
+        """Of the snapshotter, which serves FUSE."""
+        return self._program.pid
+
     def show(self, image: Image, where: Path) -> Path:
         """Pulls, and mounts what a container would see; the folder of its files."""
         self._tools.soci("image", "rpull", "--soci-index-digest", image.index, image.reference)

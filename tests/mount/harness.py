@@ -22,6 +22,7 @@ from modelvold.mount.backend import Volume
 from modelvold.mount.gate import Gate
 from modelvold.mount.handover import Handover
 from modelvold.mount.lazy import Lazy
+from modelvold.mount.questions import KernelQuestions
 from modelvold.store.content import Content
 from modelvold.store.segment import Segment
 from modelvold.store.store import Store
@@ -75,6 +76,7 @@ class Scene:
     note: str = ""
     has_gate: bool = False
     readers: list[subprocess.Popen[str]] = field(default_factory=list)
+    questions: KernelQuestions = field(init=False)
     gate: Gate = field(init=False)
     backend: Lazy = field(init=False)
 
@@ -83,11 +85,12 @@ class Scene:
         return self.run / "volume"
 
     def open_gate(self, deadline: float, handover: Handover | None = None) -> None:
-        self.gate = Gate(self.bringer, deadline=deadline, handover=handover)
+        self.questions = KernelQuestions(handover)
+        self.gate = Gate(self.bringer, self.questions, deadline=deadline)
         self.gate.__enter__()
         self.has_gate = True
         self.store.watch(self.gate)
-        self.backend = Lazy(self.gate, self.store.root / "content", self.run / "store")
+        self.backend = Lazy(self.gate, self.questions, self.store.root / "content", self.run / "store")
 
     def end_gate(self) -> None:
         if self.has_gate:

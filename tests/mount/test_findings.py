@@ -4,25 +4,42 @@ from __future__ import annotations
 
 import pytest
 from modelvold.errors import Unsupported
-from modelvold.mount.findings import BINDS, COMPLETE, DIRECTORY, LAZY, Findings, Line
+from modelvold.mount.findings import BINDS, COMPLETE, DIRECTORY, FUSE, LAZY, Findings, Line
 
 EROFS = Line("EROFS on files", False, frozenset({LAZY, COMPLETE}), "Function not implemented", "Linux 6.12")
 EVENTS = Line("pre-content events", False, frozenset({LAZY}), "Invalid argument", "Linux 6.14")
 LINKS = Line("hard links", False, frozenset({DIRECTORY}), "Operation not permitted", "another file system")
-GOOD = Line("something else", True, frozenset({LAZY, COMPLETE, DIRECTORY}))
+DEVICE = Line("reads through FUSE", False, frozenset({FUSE}), "/dev/fuse: No such file or directory", "/dev/fuse")
+GOOD = Line("something else", True, frozenset({LAZY, FUSE, COMPLETE, DIRECTORY}))
 
 
 @pytest.mark.parametrize(
     ("bad", "backend", "why"),
     [
         ((), "lazy", "seen working at start"),
-        ((EVENTS,), "complete", "pre-content events: Invalid argument"),
-        ((EROFS,), "directory", "EROFS on files: Function not implemented"),
-        ((EVENTS, LINKS), "complete", "pre-content events: Invalid argument"),
+        ((DEVICE,), "lazy", "seen working at start"),
+        ((EVENTS,), "fuse", "pre-content events: Invalid argument"),
+        ((EROFS,), "fuse", "EROFS on files: Function not implemented"),
+        (
+            (EVENTS, DEVICE),
+            "complete",
+            "pre-content events: Invalid argument; reads through FUSE: /dev/fuse: No such file or directory",
+        ),
+        (
+            (EROFS, DEVICE),
+            "directory",
+            "EROFS on files: Function not implemented; reads through FUSE: /dev/fuse: No such file or directory",
+        ),
+        ((EVENTS, DEVICE, LINKS), "complete", Findings((EVENTS, DEVICE)).reason(LAZY, FUSE)),
     ],
 )
 def test_auto_takes_the_best_that_works_and_says_why(bad: tuple[Line, ...], backend: str, why: str) -> None:
     assert Findings((GOOD, *bad)).choose("auto") == (backend, why)
+
+
+def test_auto_takes_nothing_that_was_not_tried() -> None:
+    tried = Line("hard links", True, frozenset({DIRECTORY}))
+    assert Findings((tried, EROFS)).choose("auto") == ("directory", "EROFS on files: Function not implemented")
 
 
 def test_a_backend_that_is_set_is_taken_or_nothing() -> None:

@@ -92,7 +92,7 @@ def test_those_who_wait_are_served_by_the_next(tmp_path: Path) -> None:
             stage.fill(1)
             assert said(readers[0]) == right(PAGE)
             assert stage.gate.waiting(stage.content.segments) == []
-            assert stage.gate._questions.pending.notes() == []
+            assert stage.questions.pending.notes() == []
 
 
 def test_a_number_that_is_out_is_given_to_nobody(tmp_path: Path) -> None:
@@ -144,9 +144,9 @@ def test_an_event_without_a_note_is_let_go(tmp_path: Path) -> None:
         reader = stage.read(PAGE)
         stage.wait_for_reads(1)
         [waiting] = stage.gate.waiting(stage.content.segments)
-        stage.gate._questions.pending.clear(waiting.slot)
+        stage.questions.pending.clear(waiting.slot)
         event = struct.pack("=IBBHQii", 48, 3, 0, 24, 0x0010_0000, waiting.fd, reader.pid)
-        stage.gate._questions.pending.room[: len(event)] = event
+        stage.questions.pending.room[: len(event)] = event
         die(stage)
         with next_of(stage, systemd) as handover:
             open_again(stage, handover)
@@ -160,14 +160,14 @@ def test_what_was_silent_and_is_missing_now_is_asked_about(tmp_path: Path) -> No
     """Marks outlive the daemon that set them, and what they were true of."""
     with kept(tmp_path) as (stage, systemd):
         stage.fill(1)
-        marks = Path(f"/proc/self/fdinfo/{stage.gate._questions.group}")
+        marks = Path(f"/proc/self/fdinfo/{stage.questions.descriptor}")
         inode = f"ino:{stage.second.inode:x} "
         assert wait_until(lambda: inode in marks.read_text(), 5)
         die(stage)
         stage.second.truncate()
         with next_of(stage, systemd) as handover:
             open_again(stage, handover)
-            assert inode not in Path(f"/proc/self/fdinfo/{stage.gate._questions.group}").read_text()
+            assert inode not in Path(f"/proc/self/fdinfo/{stage.questions.descriptor}").read_text()
             reader = stage.read(PAGE)
             stage.wait_for_reads(1)
             stage.fill(1)
@@ -180,7 +180,7 @@ def test_what_cannot_be_served_is_given_up(tmp_path: Path, change: str) -> None:
     with kept(tmp_path) as (stage, systemd):
         reader = stage.read(PAGE)
         stage.wait_for_reads(1)
-        memory = stage.gate._questions.pending
+        memory = stage.questions.pending
         if change == "door":
             memory.guard(1)
         elif change == "files":

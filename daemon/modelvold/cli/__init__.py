@@ -35,6 +35,7 @@ _VERBS = {
     "pack": "pack",
     "image": "image",
     "doctor": "doctor",
+    "fuse": "fuse",
 }
 
 

@@ -53,6 +53,8 @@ def _volumes(volumes: tuple[VolumeReport, ...], width: int | None) -> Iterator[s
 def _more(volume: VolumeReport, width: int | None) -> Iterator[str]:
     if volume.poisoned:
         yield from _noted("POISONED", "programs have wrong bytes of it in memory: see ATTENTION", width)
+    if volume.stranded:
+        yield from _noted("STRANDED", "programs have a dead mount of it: see ATTENTION", width)
     waiting = [f"{read.command} ({read.pid}) {duration(read.seconds)}" for read in volume.waiting]
     yield from _noted("waiting", _named(waiting), width)
     yield from _noted("used by", _named(list(volume.consumers)), width)

@@ -10,7 +10,7 @@ from modelvold.lending.report import NodeReport, Report, VolumeReport
 
 def urgent(report: Report) -> Iterator[tuple[str, str]]:
     """What is wrong, and the next step."""
-    for find in (_poisoned, _quarantined):
+    for find in (_poisoned, _stranded, _quarantined):
         for volume in report.volumes:
             yield from find(volume)
     yield from _failing(report.node)
@@ -26,6 +26,13 @@ def _poisoned(volume: VolumeReport) -> Iterator[tuple[str, str]]:
         have = "has" if len(volume.poisoned) == 1 else "have"
         what = f"{volume.reference}: {', '.join(volume.poisoned)} {have} wrong bytes of it in memory"
         yield what, "restart what is named here; what it reads then is right"
+
+
+def _stranded(volume: VolumeReport) -> Iterator[tuple[str, str]]:
+    if volume.stranded:
+        have = "has" if len(volume.stranded) == 1 else "have"
+        what = f"{volume.reference}: {', '.join(volume.stranded)} {have} a mount of it whose process died"
+        yield what, "restart what is named here: it is mounted anew then; until then its reads fail"
 
 
 def _quarantined(volume: VolumeReport) -> Iterator[tuple[str, str]]:

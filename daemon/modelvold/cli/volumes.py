@@ -26,8 +26,8 @@ _DIRECTORY = click.Path(path_type=Path)
 def mount(ref: str, directory: Path, address: Path | None) -> None:
     """Show the model REF in DIR, read-only.
 
-    Returns when the tree is there. With the backend `lazy` bytes come when they are read, and ahead of that; with others
-    all of them are fetched first: Ctrl-C ends the wait, and the fetching goes on.
+    Returns when the tree is there. With the backends `lazy` and `fuse` bytes come when they are read, and ahead of that; with
+    others all of them are fetched first: Ctrl-C ends the wait, and the fetching goes on.
     """
     with client(address) as daemon, closing(daemon.mount(ref, directory.absolute())) as steps:
         volume = _volume(steps)

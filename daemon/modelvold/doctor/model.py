@@ -10,7 +10,7 @@ from pathlib import Path
 from modelvold.doctor.hosts_files import snippet
 from modelvold.doctor.line import Group, Level, Line, copied
 from modelvold.errors import Failure, Malformed, NotAModel
-from modelvold.mount.findings import LAZY
+from modelvold.mount.findings import FUSE, LAZY
 from modelvold.oci import modelpack
 from modelvold.oci.document import Manifest
 from modelvold.oci.media_type import Compression
@@ -121,7 +121,7 @@ def _kind(layer: ModelLayer) -> str:
 def _mounted(model: Model, here: Here) -> Line:
     if not here.backend:
         return GROUP.bad("mounting", "not possible on this machine", "see above, kernel and machine")
-    when = "at once, its bytes come when they are read" if here.backend == LAZY else "when all of it is here"
+    when = "at once, its bytes come when they are read" if here.backend in {LAZY, FUSE} else "when all of it is here"
     seen = f"by the backend {here.backend}: {when}"
     if model.size > here.free:
         lacking = f"{seen}; {size(here.free)} free in the store, and the model has {size(model.size)}"

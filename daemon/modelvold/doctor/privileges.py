@@ -22,7 +22,8 @@ _SYS_ADMIN = 21
 CAP_SYS_PTRACE = 19
 _WHOLE_MAP = ["0", "0", "4294967295"]
 _WITHOUT_ROOT = (
-    "run it as root; without root this works, by the backend directory, with store and sockets in your own folders:"
+    "run it as root; without root this works, lazily where the package fuse3 is installed, else by the backend directory, with store and"
+    " sockets in your own folders:"
 )
 
 

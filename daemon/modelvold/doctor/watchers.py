@@ -33,7 +33,7 @@ class Watcher:
 
 
 def not_needed() -> Line:
-    return GROUP.ok("fanotify", f"not looked at: only models of the backend {LAZY} are fetched by being read")
+    return GROUP.ok("fanotify", f"not looked at: only the backend {LAZY} asks by it")
 
 
 def check(watchers: Sequence[Watcher], daemon: int, run: Path, *, is_all: bool) -> Iterator[Line]:

@@ -86,9 +86,9 @@ class Keeping:
         self._thread.join()
 
     def leases(self) -> Mapping[int, Lease]:
-        in_use = Lease.MOUNTED if self._table.is_lazy else Lease.HELD
         leases: dict[int, Lease] = {}
         for row in self._lent.rows():
+            in_use = Lease.MOUNTED if self._table.asks(row.id) else Lease.HELD
             lease = Lease.HELD if row.is_pinned else in_use if self.is_in_use(row) else Lease.NONE
             for content in row.contents:
                 leases[content] = max(lease, leases.get(content, Lease.NONE))
@@ -113,7 +113,7 @@ class Keeping:
     def is_streaming(self, row: VolumeRow) -> bool:
         """Whether it is read through, since not all of it has room."""
         missing = self._missing(row)
-        return missing > self._reach and self._table.is_lazy and self._table.is_mounted(row.id)
+        return missing > self._reach and self._table.asks(row.id) and self._table.is_mounted(row.id)
 
     def tell_what_stays(self) -> None:
         """At the daemon's end: who goes on reading which models, and which of them will miss something."""

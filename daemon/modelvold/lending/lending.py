@@ -94,6 +94,7 @@ class Lending:
         self._foresight.__enter__()
         self._completing.__enter__()
         self.keeping.__enter__()
+        self._placing.renew_others(self._table)
         self.wrong.adopt([(volume, missing[volume.id]) for volume in self._table.mounted()])
         for volume in self._table.mounted():
             self._start_prefetch(volume)
@@ -149,6 +150,15 @@ class Lending:
                     self._completing.start(row)
             except Failure as failure:
                 log.warning("restore volume=%s failed reason=%r", row.id, str(failure))
+
+    def renew(self, volumes: Sequence[str]) -> None:
+        """The mounts of these are dead: they are mounted anew, for whoever comes from now on."""
+        for volume in volumes:
+            try:
+                self._table.renew(volume)
+            except Failure as failure:
+                log.error("renew volume=%s failed reason=%r", volume, str(failure))  # noqa: TRY400
+        self._placing.renew_others(self._table)
 
     def unmount_unused(self, in_use: set[str]) -> None:
         placed = set(self._store.catalog.placed().values())

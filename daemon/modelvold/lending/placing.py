@@ -9,6 +9,7 @@ from pathlib import Path
 
 from modelvold.errors import InUse, InvalidInput, NotFound, Refused
 from modelvold.mount.places import Places
+from modelvold.mount.table import MountTable
 from modelvold.store.catalog import Catalog
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,17 @@ class Placing:
                 self._places.renew(path, directory)
             except OSError as error:
                 log.error("renew directory=%s failed error=%s", directory, error)  # noqa: TRY400
+
+    def renew_others(self, table: MountTable) -> None:
+        """Folders that show something else than what is mounted now: the mount that they had is dead."""
+        for where, volume in self._catalog.placed().items():
+            path = table.path(volume)
+            try:
+                if table.is_mounted(volume) and not self._places.shows(path, Path(where)):
+                    self._places.renew(path, Path(where))
+                    log.info("renew directory=%s volume=%s", where, volume)
+            except OSError as error:
+                log.error("renew directory=%s failed error=%s", where, error)  # noqa: TRY400 — the others are to be renewed all the same
 
     def forget_lost(self) -> None:
         """Folders where nothing is shown any more: the machine was rebooted, or somebody unmounted them by hand."""

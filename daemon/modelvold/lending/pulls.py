@@ -95,7 +95,10 @@ class Pulls:
     def _check(self, row: VolumeRow, contents: Sequence[Content], silence: float) -> None:
         for content in contents:
             if content.state == "quarantined":
-                raise content.last_error or Mismatch(f"layer {content.digest}: {content.reason}")
+                raise content.last_error or Mismatch(
+                    f"layer {content.digest}: {content.reason}",
+                    "remove the model with `modelvold rm`, and ask its producer",
+                )
             is_left = content.present < content.length and not self._fetcher.is_prefetching(content)
             if content.last_error and is_left:
                 raise content.last_error

@@ -19,7 +19,8 @@ class VolumeReport:
     """`present`, `durable` and `verified` count bytes of `size`; `rate` is bytes a second over the last few seconds, and `eta`
     seconds at that rate, negative where unknown. `consumers` name who keeps it from being removed. `used`: seconds since somebody
     had it, 0 while somebody has, negative where unknown. `poisoned` name the programs that have wrong bytes of it in their memory,
-    mapped, and must be restarted. *Streaming* is what does not fit: it is read through, and what was read goes."""
+    mapped, and must be restarted; `stranded` those whose mount of it is dead, likewise.
+    *Streaming* is what does not fit: it is read through, and what was read goes."""
 
     id: str
     reference: str
@@ -41,6 +42,7 @@ class VolumeReport:
     pinned: bool = False
     used: float = -1.0
     poisoned: tuple[str, ...] = ()
+    stranded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

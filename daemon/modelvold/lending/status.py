@@ -65,7 +65,7 @@ class Status:
             reference=row.reference,
             manifest=str(row.manifest),
             state=self._state(row),
-            backend=self._table.backend if is_mounted else "",
+            backend=self._table.shown_by(row.id) if is_mounted else "",
             path=str(self._table.path(row.id)) if is_mounted else "",
             size=row.size,
             present=present,
@@ -81,6 +81,7 @@ class Status:
             pinned=row.is_pinned,
             used=0.0 if self._lending.keeping.is_in_use(row) else max(0.0, time.time() - row.used),
             poisoned=self._lending.wrong.names(row.id),
+            stranded=tuple(self._table.stranded(row.id)),
         )
 
     def _waiting(self, segments: Sequence[Segment]) -> tuple[WaitingRead, ...]:

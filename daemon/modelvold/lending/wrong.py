@@ -36,6 +36,7 @@ class Wrong:
     def adopt(self, missing: Sequence[tuple[Volume, Sequence[Segment]]]) -> None:
         """Once, of volumes found mounted: what was missing of them before anything was served."""
         for volume, segments in missing:
+            self._try(volume, partial(self._table.drop_pages, volume, _other(segments)))
             self._try(volume, partial(self._stale.adopt, volume, segments))
 
     def drop(self, segments: Sequence[Segment]) -> None:
@@ -44,6 +45,7 @@ class Wrong:
         for volume in self._table.mounted():
             its = [segment for segment in segments if content_of(segment) in volume.contents]
             if its:
+                self._try(volume, partial(self._table.drop_pages, volume, its))
                 self._try(volume, partial(self._stale.drop, volume, its))
 
     def recheck(self) -> None:
@@ -60,3 +62,8 @@ class Wrong:
             look()
         except (OSError, Failure) as error:
             log.error("drop pages volume=%s failed reason=%r", volume.id, str(error))  # noqa: TRY400
+
+
+def _other(missing: Sequence[Segment]) -> list[Segment]:
+    """Those of which other bytes may come than somebody has read: found wrong, or never judged."""
+    return [segment for segment in missing if content_of(segment).reason or segment.digest is None]

@@ -154,9 +154,10 @@ def unmount(path: Path, *, detach: bool = False) -> None:
     _checked(_libc.umount2(os.fsencode(path), _NOFOLLOW | (_DETACH if detach else 0)), path)
 
 
-def mountinfo() -> list[MountEntry]:
-    """The mounts that this process sees, in the kernel's order: of two at one mount point the later one is on top."""
-    lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+def mountinfo(pid: int | None = None) -> list[MountEntry]:
+    """The mounts that this process sees, or that of number `pid`, in the kernel's order: of two at one mount point the later one is
+    on top. Raises OSError where there is no such process."""
+    lines = Path(f"/proc/{pid or 'self'}/mountinfo").read_bytes().splitlines()
     return [_entry(os.fsdecode(line)) for line in lines]
 
 

@@ -21,8 +21,8 @@ from modelvold.errors import Exhausted, Refused, Unsupported
 from modelvold.layer.extent import ContentOffset, Extent
 from modelvold.linux import mounts
 from modelvold.linux.files import sync_filesystem
-from modelvold.mount.backend import Known, Volume
-from modelvold.mount.places import Places
+from modelvold.mount.backend import Backend, Known, Volume
+from modelvold.mount.places import Places, owners_mode
 from modelvold.store import whole
 from modelvold.store.store import Store
 from modelvold.volume.tree import File, Folder, Link, Symlink, Tree
@@ -30,14 +30,11 @@ from modelvold.volume.tree import File, Folder, Link, Symlink, Tree
 log = logging.getLogger(__name__)
 
 _TREE, _NEW = ".tree", ".new"
-_WRITABLE = 0o222
-#: What an ordinary user has of every file and folder: root needs no such bit, so there are tars without.
-_READABLE, _LISTABLE = 0o400, 0o500
 #: chown(2) without the capability, or to who is not in our user namespace.
 _NOT_GIVEN = frozenset({errno.EPERM, errno.EINVAL})
 
 
-class Directory:
+class Directory(Backend):
     name = "directory"
     is_lazy = False
 
@@ -74,9 +71,6 @@ class Directory:
 
     def unmount(self, volume: Volume, target: Path, others: Sequence[Volume]) -> None:
         self._places.hide(target)
-
-    def read_ahead(self, volume: str, *, is_complete: bool) -> None:
-        """As of any file."""
 
     def forget(self, volume: Volume) -> None:
         remove_tree(volume)
@@ -189,10 +183,9 @@ class _Planting:
             self._dress(path, file)
 
     def _mode(self, node: File | Folder | Symlink) -> int:
-        mode = node.mode & 0o777
         if self._is_root:
-            return mode
-        return mode & ~_WRITABLE | (_LISTABLE if isinstance(node, Folder) else _READABLE)
+            return node.mode & 0o777
+        return owners_mode(node.mode, is_folder=isinstance(node, Folder))
 
     def _dress(self, path: Path, node: File | Folder | Symlink) -> None:
         is_link = isinstance(node, Symlink)

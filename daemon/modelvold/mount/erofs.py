@@ -8,11 +8,11 @@ What the backend `directory` had made of a volume stays while the volume does: s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from modelvold.linux import mounts
-from modelvold.mount.backend import Known, Volume
+from modelvold.mount.backend import Backend, Known, Volume
 from modelvold.mount.directory import remove_tree
 from modelvold.mount.readahead import Readahead
 
@@ -25,7 +25,7 @@ def shown(known: Sequence[Known]) -> list[Known]:
     ]
 
 
-class Complete:
+class Complete(Backend):
     name = "complete"
     is_lazy = False
 
@@ -33,16 +33,12 @@ class Complete:
         """`label`: the SELinux context of every volume's files; empty where there is no SELinux."""
         self._label = label
         self._readahead = Readahead()
-        self.read_ahead = self._readahead.set
 
     def adopt(self, known: Sequence[Known]) -> Sequence[Volume]:
         return [each.volume for each in shown(known) if self.is_ready(each.volume)]
 
     def is_ready(self, volume: Volume) -> bool:
         return all(content.is_durable and content.is_verified for content in volume.contents)
-
-    def make_ready(self, volume: Volume, cancelled: Callable[[], bool]) -> None:
-        """Its bytes are here."""
 
     def mount(self, volume: Volume, target: Path) -> str:
         try:
@@ -54,6 +50,9 @@ class Complete:
     def unmount(self, volume: Volume, target: Path, others: Sequence[Volume]) -> None:
         mounts.unmount(target)
         self._readahead.forget(volume.id)
+
+    def read_ahead(self, volume: str, *, is_complete: bool) -> None:
+        self._readahead.set(volume, is_complete=is_complete)
 
     def forget(self, volume: Volume) -> None:
         remove_tree(volume)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from modelvold.errors import Unsupported
 
-LAZY, COMPLETE, DIRECTORY = "lazy", "complete", "directory"
+LAZY, FUSE, COMPLETE, DIRECTORY = "lazy", "fuse", "complete", "directory"
 #: The best first.
-BACKENDS = (LAZY, COMPLETE, DIRECTORY)
+BACKENDS = (LAZY, FUSE, COMPLETE, DIRECTORY)
 #: A line that no backend needs: without it `directory` shows a volume by a symbolic link.
 BINDS = "bind mounts"
 
@@ -38,13 +38,17 @@ class Findings:
     def can_bind(self) -> bool:
         return any(line.what == BINDS and line.is_good for line in self.lines)
 
-    def missing(self, backend: str) -> tuple[Line, ...]:
-        """The lines that keep `backend` from working here; none where it works."""
-        return tuple(line for line in self.lines if not line.is_good and backend in line.needed_by)
+    def missing(self, *backends: str) -> tuple[Line, ...]:
+        """The lines that keep each of `backends` from working here; none where they work."""
+        return tuple(line for line in self.lines if not line.is_good and line.needed_by & {*backends})
 
-    def reason(self, backend: str) -> str:
-        """Why `backend` does not work here, in one line; empty where it does."""
-        return "; ".join(f"{line.what}: {line.seen}" for line in self.missing(backend))
+    def works(self, backend: str) -> bool:
+        """Whether it was tried and every line was seen to hold."""
+        return not self.missing(backend) and any(backend in line.needed_by for line in self.lines)
+
+    def reason(self, *backends: str) -> str:
+        """Why `backends` do not work here, in one line; empty where they do."""
+        return "; ".join(f"{line.what}: {line.seen}" for line in self.missing(*backends))
 
     def choose(self, wanted: str) -> tuple[str, str]:
         """The backend for the setting `wanted`, one of BACKENDS or "auto", and why it is that one.
@@ -55,10 +59,9 @@ class Findings:
             if self.missing(wanted):
                 raise self._unsupported(wanted)
             return wanted, "as set"
-        for backend in BACKENDS:
-            if not self.missing(backend):
-                better = BACKENDS[: BACKENDS.index(backend)]
-                return backend, self.reason(better[-1]) if better else "seen working at start"
+        for number, backend in enumerate(BACKENDS):
+            if self.works(backend):
+                return backend, self.reason(*BACKENDS[:number]) or "seen working at start"
         raise self._unsupported(DIRECTORY)
 
     def _unsupported(self, backend: str) -> Unsupported:

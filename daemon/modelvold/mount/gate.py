@@ -1,11 +1,11 @@
-"""The gate: where the kernel asks for bytes, and waits (rule 4).
+"""The gate: where readers ask for bytes, and wait (rule 4).
 
-Every read that EROFS makes of a segment through the store's private mount raises an event here, unless the segment has an ignore
-mark, that is, is open (`Segment.is_open`). What is shown is allowed at once; what is missing is demanded, and the read waits
+Every read of a segment is asked about here, by the kernel or by the process that serves FUSE (`mount.questions`), unless the segment is
+silenced, that is, open (`Segment.is_open`). What is shown is allowed at once; what is missing is demanded, and the read waits
 (`mount.waits`) until it is covered, the segment fails, or the segment's deadline passes. Of a segment that is leaving nothing is
 allowed: its reads wait, and are demanded once it is truncated.
 
-What was taken from the kernel is noted before it is judged, and its note cleared after the answer (`mount.questions`): a daemon
+What was taken is noted before it is judged, and its note cleared after the answer (`mount.questions`): a daemon
 that ends, however, leaves to the next one who waits, where there is something to leave it in (`mount.handover`).
 
 Nothing here reads or maps a volume. The lock guards the tables and is never held over a system call.
@@ -18,18 +18,15 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Self
 
 from modelvold.errors import Failure
-from modelvold.linux import fanotify
 from modelvold.linux.fanotify import Event
 from modelvold.mount.causes import Causes
-from modelvold.mount.handover import Handover
 from modelvold.mount.marks import Marks
-from modelvold.mount.pending import Note, Pending
+from modelvold.mount.pending import Note
 from modelvold.mount.port import Bytes
 from modelvold.mount.questions import Questions
 from modelvold.mount.waits import Waiting, Waits
@@ -47,8 +44,7 @@ _PAUSE_AFTER_ERROR = 0.01
 
 
 class Gate:
-    """A `with` opens the fanotify group and the thread that answers. Leaving denies whoever still waits, but where the `handover`
-    keeps them for the next daemon.
+    """A `with` opens the questions and the thread that answers. Who still waits when it is left is the questions' to deny or to keep.
 
     `deadline` is how many seconds a read waits without progress. `on_round` is called by the loop whenever it has gone round, at
     least once a second.
@@ -57,14 +53,14 @@ class Gate:
     def __init__(
         self,
         source: Bytes,
+        questions: Questions,
         *,
         deadline: float,
-        handover: Handover | None = None,
         on_round: Callable[[], None] = lambda: None,
     ) -> None:
         self._source = source
         self._deadline = deadline
-        self._handover = handover
+        self._questions = questions
         self._on_round = on_round
         self._lock = threading.Lock()  # guards the tables below
         self._watched: dict[
@@ -78,6 +74,7 @@ class Gate:
         self._is_ending = False
         self._next_look = 0.0
         self._lost = 0  # events that the kernel could not hand over, and denied
+        self._marks = Marks(questions, self._is_watched)
         self._thread = threading.Thread(target=self._run, name="gate")
         self.events = 0
         self.last_error = ""
@@ -92,9 +89,7 @@ class Gate:
         return self._lost + self._questions.denied
 
     def __enter__(self) -> Self:
-        self._questions = Questions(*(self._handover.open() if self._handover else (fanotify.open_group(), Pending())))
-        self._marks = Marks(self._questions.group, self._is_watched)
-        self._left = self._questions.left()
+        self._left = self._questions.open()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread.start()
         return self
@@ -105,29 +100,18 @@ class Gate:
         self._thread.join()
         with self._lock:
             self._watched.clear()  # what the store tells from now on is no concern of ours
-        left = self._abandoned()
-        if self._handover and self._handover.is_kept:
-            for read in left:
-                os.close(read.fd)
-        else:
-            self._questions.answer(left, is_allowed=False)
-        self._questions.close()
+        self._questions.close(self._abandoned())
         os.close(self._wake)
 
     # -- what is guarded
 
-    def guard_mount(self, mount: Path) -> None:
-        """From now on every read through this mount is asked about, and judged by what is watched."""
-        self._questions.guard_mount(mount)
+    def guard(self) -> None:
+        """From now on questions are taken, and judged by what is watched."""
         with self._lock:
             nobodys, self._left = self._left, []
         self._questions.answer([_waiting(note, 0.0) for note in nobodys], is_allowed=True)
         self._is_guarding = True
         os.eventfd_write(self._wake, 1)
-
-    def guard_files(self, segments: Iterable[Segment]) -> None:
-        """For volumes whose segments were opened through a mount that is lost: one mark each."""
-        self._questions.guard_files(segment.path for segment in segments)
 
     def watch(self, volume: str, segments: Sequence[Segment]) -> None:
         """Before a volume is mounted, and before an adopted one is guarded: its events are known, its open segments silent. Who
@@ -137,9 +121,9 @@ class Gate:
                 known, _ = self._watched.get(segment.inode, (None, ""))
                 if known is not segment:  # or the inode was a removed content's
                     self._watched[segment.inode] = (segment, volume)
-        is_inherited = self._handover is not None and self._handover.is_continued
+        is_inherited = self._questions.is_inherited
         for segment in segments:
-            if segment.is_open or is_inherited:  # no other has an ignore mark
+            if segment.is_open or is_inherited:  # no other is silenced
                 self._marks.settle(segment)
         self._adopt(segments)
 
@@ -155,6 +139,11 @@ class Gate:
         for segment in segments:
             if segment.present or segment.generation != empty.get(segment):
                 self._marks.settle(segment)
+
+    def forget_waiting(self) -> None:
+        """Whoever asked has ended, or asks again."""
+        with self._lock:
+            self._waits.take_all()
 
     def waiting(self, segments: Sequence[Segment]) -> list[Waiting]:
         """The reads that wait for any of these, oldest first."""
@@ -186,6 +175,8 @@ class Gate:
         now = time.monotonic()
         with self._lock:
             awaited = [segment for segment in segments if self._waits.start_over(segment, now)]
+            watched = [segment for segment in segments if segment.inode in self._watched]
+        self._questions.on_lost(watched)
         for segment in awaited:
             self._source.demand(segment)
 
@@ -194,6 +185,7 @@ class Gate:
         with self._lock:
             known = [(self._watched[s.inode][1], s) for s in segments if s.inode in self._watched and not s.leaving]
             reads = [read for volume, segment in known for read in self._waits.fail(segment, volume, now)]
+        self._questions.on_lost([segment for _, segment in known])
         self._deny(reads, str(failure))
 
     # -- the loop
@@ -204,7 +196,7 @@ class Gate:
         is_polled = False
         while not self._is_ending:
             if self._is_guarding and not is_polled:
-                poll.register(self._questions.group, select.POLLIN)
+                poll.register(self._questions.descriptor, select.POLLIN)
                 is_polled = True
             poll.poll(self._patience())
             self.beat = time.monotonic()

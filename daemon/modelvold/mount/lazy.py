@@ -7,34 +7,36 @@ events is decided when EROFS opens it: so the mark is there before the first mou
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from modelvold import points
 from modelvold.linux import mounts
 from modelvold.mount import erofs
-from modelvold.mount.backend import Known, Volume
+from modelvold.mount.backend import Backend, Known, Volume
 from modelvold.mount.directory import remove_tree
 from modelvold.mount.gate import Gate
+from modelvold.mount.questions import KernelQuestions
 from modelvold.mount.readahead import Readahead
 from modelvold.points import Point
 
 log = logging.getLogger(__name__)
 
 
-class Lazy:
+class Lazy(Backend):
     name = "lazy"
     is_lazy = True
 
-    def __init__(self, gate: Gate, contents: Path, door: Path, label: str = "") -> None:
-        """`contents` is the store's folder of contents, `door` where its private mount is made, `label` as of Complete."""
+    def __init__(self, gate: Gate, kernel: KernelQuestions, contents: Path, door: Path, label: str = "") -> None:
+        """`kernel` asks the gate; `contents` is the store's folder of contents, `door` where its private mount is made, `label` as of
+        Complete."""
         self._label = label
         self._gate = gate
+        self._kernel = kernel
         self._contents = contents
         self._door = door
         self._mount_number = ""
         self._readahead = Readahead()
-        self.read_ahead = self._readahead.set
 
     def adopt(self, known: Sequence[Known]) -> Sequence[Volume]:
         found = erofs.shown(known)
@@ -47,18 +49,16 @@ class Lazy:
         self._open_door()
         for volume, _ in mounted:
             self._gate.watch(volume.id, volume.segments)
-        self._gate.guard_mount(self._door)
+        self._kernel.guard_mount(self._door)
+        self._gate.guard()
         for volume, opened_through in mounted:
             if opened_through != self._mount_number:
                 log.warning("adopt volume=%s reason='the store mount it was opened through is gone'", volume.id)
-                self._gate.guard_files(volume.segments)
+                self._kernel.guard_files(segment.path for segment in volume.segments)
 
     def is_ready(self, volume: Volume) -> bool:
         """Bytes that are not verified are shown to the source alone that they come from (rule 6), not to those who share them."""
         return all(content.source or content.is_verified for content in volume.contents)
-
-    def make_ready(self, volume: Volume, cancelled: Callable[[], bool]) -> None:
-        """What is shared is verified again."""
 
     def mount(self, volume: Volume, target: Path) -> str:
         self._gate.watch(volume.id, volume.segments)
@@ -74,6 +74,9 @@ class Lazy:
         self._readahead.forget(volume.id)
         needed = {segment.inode for other in others for segment in other.segments}
         self._gate.unwatch([segment for segment in volume.segments if segment.inode not in needed])
+
+    def read_ahead(self, volume: str, *, is_complete: bool) -> None:
+        self._readahead.set(volume, is_complete=is_complete)
 
     def forget(self, volume: Volume) -> None:
         remove_tree(volume)

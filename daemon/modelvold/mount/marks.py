@@ -10,9 +10,8 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
-from modelvold.linux import fanotify
+from modelvold.mount.questions import Questions
 from modelvold.store.segment import Segment
 
 log = logging.getLogger(__name__)
@@ -21,8 +20,8 @@ _PAUSE = 0.01
 
 
 class Marks:
-    def __init__(self, group: int, is_watched: Callable[[Segment], bool]) -> None:
-        self._group = group
+    def __init__(self, questions: Questions, is_watched: Callable[[Segment], bool]) -> None:
+        self._questions = questions
         self._is_watched = is_watched
 
     def settle(self, segment: Segment) -> None:
@@ -30,7 +29,7 @@ class Marks:
         try:
             while True:
                 is_silent = self._is_silent(segment)
-                self._change(fanotify.ignore if is_silent else fanotify.unignore, segment)
+                self._change(self._questions.silence if is_silent else self._questions.ask_again, segment)
                 if is_silent == self._is_silent(segment):
                     return
         except OSError as error:
@@ -39,15 +38,15 @@ class Marks:
     def ask(self, segment: Segment) -> None:
         """It is leaving. Raises OSError where it cannot be asked about: then it must not be truncated."""
         with suppress(FileNotFoundError):  # its content was removed meanwhile
-            self._change(fanotify.unignore, segment)
+            self._change(self._questions.ask_again, segment)
 
     def _is_silent(self, segment: Segment) -> bool:
         return segment.is_open and self._is_watched(segment)
 
-    def _change(self, change: Callable[[int, Path], None], segment: Segment) -> None:
+    def _change(self, change: Callable[[Segment], None], segment: Segment) -> None:
         """Once more where a content moved to the shared place between our naming and the kernel's look."""
         try:
-            change(self._group, segment.path)
+            change(segment)
         except FileNotFoundError:
             time.sleep(_PAUSE)
-            change(self._group, segment.path)
+            change(segment)

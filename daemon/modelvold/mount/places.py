@@ -3,6 +3,8 @@
 A place is a folder that is there before and after. Where links are used it must be empty, and while something is shown
 there it is a link instead, to the folder itself and not to another place where that is shown: those may lie on a file system
 that is empty after a reboot.
+
+What an ordinary user is shown is that user's: `owners_mode`.
 """
 
 from __future__ import annotations
@@ -13,6 +15,16 @@ from pathlib import Path
 from typing import Protocol
 
 from modelvold.linux import mounts
+
+_WRITABLE = 0o222
+#: What an ordinary user has of every file and folder: root needs no such bit, so there are tars without.
+_READABLE, _LISTABLE = 0o400, 0o500
+
+
+def owners_mode(mode: int, *, is_folder: bool) -> int:
+    """The permissions of a file or folder, `mode` in the artifact, where it belongs to an ordinary user: who may read it, and nobody may
+    write it."""
+    return mode & 0o777 & ~_WRITABLE | (_LISTABLE if is_folder else _READABLE)
 
 
 class Places(Protocol):
@@ -73,7 +85,11 @@ class Links:
         place.mkdir()
 
     def renew(self, source: Path, place: Path) -> None:
-        """A link leads to what is there."""
+        """A link leads to what is there; where there is nothing any more, it leads to `source` from now on."""
+        if place.is_symlink() and not os.path.exists(place):  # noqa: PTH110 — which answers of a dead mount, too
+            folder = source.resolve(strict=True)
+            place.unlink()
+            place.symlink_to(folder)
 
     def is_taken(self, place: Path) -> bool:
         return place.is_symlink()

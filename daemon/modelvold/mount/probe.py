@@ -19,10 +19,13 @@ from pathlib import Path
 
 from modelvold.errors import Failure
 from modelvold.linux import mounts
+from modelvold.mount import probe_fuse
 from modelvold.mount import trial as trials
-from modelvold.mount.findings import BINDS, COMPLETE, DIRECTORY, LAZY, Findings, Line
+from modelvold.mount.findings import BINDS, COMPLETE, DIRECTORY, FUSE, LAZY, Findings, Line
+from modelvold.mount.fuse import mounting
 from modelvold.mount.gate import Gate
 from modelvold.mount.lazy import Lazy
+from modelvold.mount.questions import KernelQuestions
 from modelvold.mount.trial import ACROSS, BEFORE, BEYOND, EMPTY, WAITING, Trial, mapped
 from modelvold.store.segment import Segment
 
@@ -38,9 +41,10 @@ _FILE_SYSTEM = "a store on ext4, XFS or btrfs"
 _KERNEL_WHOLE = "another kernel: this one lacks what the lazy backend rests on"
 
 
-def probe(store: Path, run: Path) -> Findings:
-    """Tries everything the backends rest on, one after the other: it takes a few hundred milliseconds, and 4 MiB of the store's
-    disk; leaves nothing behind. Raises OSError(ENOSPC) where that is full: what could not be tried must not count as not working."""
+def probe(store: Path, run: Path, wanted: str = "") -> Findings:
+    """Tries what the backends rest on, one after the other: it takes a few hundred milliseconds, and 4 MiB of the store's
+    disk; leaves nothing behind. `wanted` is the backend that is set, or "auto": then FUSE is left out where it is not needed; all is
+    tried without it. Raises OSError(ENOSPC) where the disk is full: what could not be tried must not count as not working."""
     with _scratch(store) as scratch, _points(run) as points:
         lines = list(_plain(scratch, points))
     with _scratch(store) as scratch, _points(run) as points:
@@ -49,6 +53,10 @@ def probe(store: Path, run: Path) -> Findings:
     if all(line.is_good for line in still):
         with _scratch(store) as scratch, _points(run) as points:
             lines += _gated(scratch, points)
+    findings = Findings(tuple(lines))
+    if wanted in {"", FUSE} or (wanted == "auto" and not findings.works(LAZY)):
+        with _scratch(store) as scratch, _points(run) as points:
+            lines.append(_fuse(scratch, points))
     for line in lines:
         log.debug("probe what=%r good=%s seen=%r", line.what, line.is_good, line.seen)
     return Findings(tuple(lines))
@@ -84,9 +92,10 @@ def _points(run: Path) -> Iterator[Path]:
 
 
 def _take_away(folder: Path) -> None:
-    for point in reversed([entry.mount_point for entry in mounts.mountinfo()]):
-        if point.startswith(f"{folder}/"):
-            mounts.unmount(Path(point), detach=True)
+    for entry in reversed(mounts.mountinfo()):
+        point = Path(entry.mount_point)
+        if folder in point.parents:
+            mounting.unmount(point) if mounting.is_ours(entry) else mounts.unmount(point, detach=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -128,6 +137,11 @@ def _plain(scratch: Path, points: Path) -> Iterator[Line]:
 
     yield _line("hard links in the store", _FILES, "a store on a file system of Linux's own", linked)
     yield _line(BINDS, frozenset(), "root", lambda: mounts.bind_readonly(scratch, _made(points / "bind")))
+
+
+def _fuse(scratch: Path, points: Path) -> Line:
+    trial, point = Trial(_made(scratch / "fuse")), _made(points / "fuse")
+    return _line("reads through FUSE", frozenset({FUSE}), probe_fuse.mend(), lambda: probe_fuse.look(trial, point))
 
 
 def _still(scratch: Path, points: Path) -> Iterator[Line]:
@@ -172,6 +186,7 @@ class _Gated:
         self._door = points / "store"
         self._target = _made(points / "volume")
         self._gate: Gate | None = None
+        self._kernel = KernelQuestions()
         self._note = ""
 
     def demand(self, segment: Segment) -> None:
@@ -205,7 +220,7 @@ class _Gated:
         self._close_gate()
 
     def _open_gate(self) -> None:
-        gate = Gate(self, deadline=5)
+        gate = Gate(self, self._kernel, deadline=5)
         gate.__enter__()
         self._gate = gate
 
@@ -216,7 +231,7 @@ class _Gated:
 
     def _backend(self) -> Lazy:
         assert self._gate  # noqa: S101 — the line before opened it
-        return Lazy(self._gate, self._contents, self._door)
+        return Lazy(self._gate, self._kernel, self._contents, self._door)
 
     def _mount(self) -> None:
         backend = self._backend()

@@ -9,15 +9,15 @@ from __future__ import annotations
 import errno
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from modelvold import points
 from modelvold.errors import Failing, InUse
 from modelvold.linux import mounts
-from modelvold.mount.backend import Backend, Known, Volume
+from modelvold.mount.backend import Backend, Known, Volume, take_away, tolerated
 from modelvold.points import Point
+from modelvold.store.segment import Segment
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,18 @@ class MountTable:
         """Whether a volume may be mounted before its bytes are here."""
         return self._backend.is_lazy
 
+    def shown_by(self, volume: str) -> str:
+        """See Backend."""
+        return self._backend.shown_by(volume)
+
+    def asks(self, volume: str) -> bool:
+        """See Backend."""
+        return self._backend.asks(volume)
+
+    def stranded(self, volume: str) -> Sequence[str]:
+        """See Backend."""
+        return self._backend.stranded(volume)
+
     def path(self, volume: str) -> Path:
         return self._folder / volume
 
@@ -69,7 +81,8 @@ class MountTable:
         self._sweep({str(self.path(volume)) for volume in self._mounted})
 
     def ensure(self, volume: Volume) -> Path:
-        """Where the volume is mounted, now if it was not. Raises Failing with the kernel's words."""
+        """Where the volume is mounted: now if it was not, and anew if there is a better way by now. Raises Failing with the kernel's
+        words."""
         target = self.path(volume.id)
         with self._lock:
             if volume.id not in self._mounted:
@@ -84,7 +97,10 @@ class MountTable:
                 points.at(Point.MOUNT_MOUNTED)
                 self._mounted[volume.id] = volume
                 self._remember(volume.id, note)
-                log.info("mount volume=%s backend=%s segments=%d", volume.id, self._backend.name, len(volume.segments))
+                shown_by = self._backend.shown_by(volume.id)
+                log.info("mount volume=%s backend=%s segments=%d", volume.id, shown_by, len(volume.segments))
+            elif self._backend.is_outgrown(volume):
+                self._renew(volume)
         return target
 
     def release(self, volume: str) -> None:
@@ -109,35 +125,36 @@ class MountTable:
         log.info("unmount volume=%s", volume)
 
     def renew(self, volume: str) -> None:
-        """Shows a volume by a new mount, whose page cache is empty, from one moment to the next. Who has the old one, or a bind of
-        it, keeps that. Raises Failing where it cannot be mounted anew: then it is mounted no more, since what it showed is wrong."""
-        target, aside = self.path(volume), self.path(f"{volume}.new")
+        """See Backend.renew. Raises Failing where it cannot be mounted anew: then it is mounted no more, since what it showed is wrong."""
         with self._lock:
-            mounted = self._mounted.get(volume)
-            if mounted is None:
-                return
-            try:
-                aside.mkdir(exist_ok=True, mode=0o755)
-                note = self._backend.mount(mounted, aside)
-                mounts.replace(aside, target)
-            except OSError as error:
-                del self._mounted[volume]
-                self._remember(volume, "")
-                _take_away(target)
-                raise Failing(
-                    f"volume {volume}: it had to be mounted anew, and cannot be: {error.strerror or error}",
-                    "see the log",
-                ) from error
-            finally:
-                _take_away(aside)
-            self._remember(volume, note)
-        log.info("renew volume=%s", volume)
+            if mounted := self._mounted.get(volume):
+                self._renew(mounted)
+
+    def _renew(self, volume: Volume) -> None:
+        """The lock is held."""
+        target = self.path(volume.id)
+        try:
+            note = self._backend.renew(volume, target)
+        except OSError as error:
+            del self._mounted[volume.id]
+            self._remember(volume.id, "")
+            take_away(target)
+            raise Failing(
+                f"volume {volume.id}: it had to be mounted anew, and cannot be: {error.strerror or error}",
+                "see the log",
+            ) from error
+        self._remember(volume.id, note)
+        log.info("renew volume=%s backend=%s", volume.id, self._backend.shown_by(volume.id))
 
     def read_ahead(self, volume: str, *, is_complete: bool) -> None:
         """See Backend.read_ahead."""
         with self._lock:
             if volume in self._mounted:
                 self._backend.read_ahead(volume, is_complete=is_complete)
+
+    def drop_pages(self, volume: Volume, segments: Sequence[Segment]) -> None:
+        """See Backend."""
+        self._backend.drop_pages(volume, segments)
 
     def is_ready(self, volume: Volume) -> bool:
         """Whether `ensure` may be called."""
@@ -157,7 +174,7 @@ class MountTable:
         for point in {point for point in points if Path(point).parent == self._folder}:
             for _ in range(points.count(point) - 1):
                 log.warning("unmount path=%s reason='another one is mounted beneath it'", point)
-                with _tolerated(point):
+                with tolerated(point):
                     mounts.unmount(Path(point), detach=True)
 
     def _sweep(self, adopted: set[str]) -> None:
@@ -166,25 +183,9 @@ class MountTable:
         for point in [entry.mount_point for entry in mounts.mountinfo() if entry.mount_point.startswith(below)]:
             if point not in adopted:
                 log.warning("unmount path=%s reason='no volume of this store, or of another backend'", point)
-                with _tolerated(point):
+                with tolerated(point):
                     mounts.unmount(Path(point), detach=True)
         for path in self._folder.iterdir():
             if str(path) not in adopted:
-                with _tolerated(path):
+                with tolerated(path):
                     path.unlink() if path.is_symlink() else path.rmdir()
-
-
-def _take_away(path: Path) -> None:
-    """All that is mounted at a folder, and the folder."""
-    with _tolerated(path):
-        for _ in [entry for entry in mounts.mountinfo() if entry.mount_point == str(path)]:
-            mounts.unmount(path, detach=True)
-        path.rmdir()
-
-
-@contextmanager
-def _tolerated(path: object) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        log.warning("keep path=%s reason=%r", path, error.strerror)

@@ -30,6 +30,7 @@ def volume(message: control_pb2.Volume) -> VolumeReport:
         waiting=tuple(value(WaitingRead, read) for read in message.waiting),
         consumers=tuple(message.consumers),
         poisoned=tuple(message.poisoned),
+        stranded=tuple(message.stranded),
     )
 
 

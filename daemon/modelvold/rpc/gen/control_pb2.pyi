@@ -79,7 +79,7 @@ class WaitingRead(_message.Message):
     def __init__(self, pid: _Optional[int] = ..., command: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class Volume(_message.Message):
-    __slots__ = ("id", "reference", "manifest", "state", "backend", "path", "size", "present", "durable", "verified", "segments", "segments_complete", "rate", "eta", "waiting", "consumers", "last_error", "pinned", "used", "poisoned")
+    __slots__ = ("id", "reference", "manifest", "state", "backend", "path", "size", "present", "durable", "verified", "segments", "segments_complete", "rate", "eta", "waiting", "consumers", "last_error", "pinned", "used", "poisoned", "stranded")
     ID_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +100,7 @@ class Volume(_message.Message):
     PINNED_FIELD_NUMBER: _ClassVar[int]
     USED_FIELD_NUMBER: _ClassVar[int]
     POISONED_FIELD_NUMBER: _ClassVar[int]
+    STRANDED_FIELD_NUMBER: _ClassVar[int]
     id: str
     reference: str
     manifest: str
@@ -120,7 +121,8 @@ class Volume(_message.Message):
     pinned: bool
     used: float
     poisoned: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, id: _Optional[str] = ..., reference: _Optional[str] = ..., manifest: _Optional[str] = ..., state: _Optional[str] = ..., backend: _Optional[str] = ..., path: _Optional[str] = ..., size: _Optional[int] = ..., present: _Optional[int] = ..., durable: _Optional[int] = ..., verified: _Optional[int] = ..., segments: _Optional[int] = ..., segments_complete: _Optional[int] = ..., rate: _Optional[float] = ..., eta: _Optional[float] = ..., waiting: _Optional[_Iterable[_Union[WaitingRead, _Mapping]]] = ..., consumers: _Optional[_Iterable[str]] = ..., last_error: _Optional[str] = ..., pinned: _Optional[bool] = ..., used: _Optional[float] = ..., poisoned: _Optional[_Iterable[str]] = ...) -> None: ...
+    stranded: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[str] = ..., reference: _Optional[str] = ..., manifest: _Optional[str] = ..., state: _Optional[str] = ..., backend: _Optional[str] = ..., path: _Optional[str] = ..., size: _Optional[int] = ..., present: _Optional[int] = ..., durable: _Optional[int] = ..., verified: _Optional[int] = ..., segments: _Optional[int] = ..., segments_complete: _Optional[int] = ..., rate: _Optional[float] = ..., eta: _Optional[float] = ..., waiting: _Optional[_Iterable[_Union[WaitingRead, _Mapping]]] = ..., consumers: _Optional[_Iterable[str]] = ..., last_error: _Optional[str] = ..., pinned: _Optional[bool] = ..., used: _Optional[float] = ..., poisoned: _Optional[_Iterable[str]] = ..., stranded: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class MountRequest(_message.Message):
     __slots__ = ("reference", "directory")

@@ -1,0 +1,32 @@
+"""Who has mounts of some kind: by the mount tables of all processes, which are read and never followed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from modelvold.linux import mounts
+from modelvold.linux.mounts import MountEntry
+
+_PROC = Path("/proc")
+
+
+def elsewhere(is_meant: Callable[[MountEntry], bool]) -> list[str]:
+    """Of each mount namespace but our own that has a mount that `is_meant`, the first program, as `name (pid)`. What ends meanwhile,
+    or may not be looked at, is left out."""
+    names: list[str] = []
+    seen = {_namespace(os.getpid())}
+    for pid in sorted(int(entry.name) for entry in os.scandir(_PROC) if entry.name.isdigit()):
+        with suppress(OSError, ValueError):
+            namespace = _namespace(pid)
+            if namespace not in seen:
+                seen.add(namespace)
+                if any(map(is_meant, mounts.mountinfo(pid))):
+                    names.append(f"{Path(f'/proc/{pid}/comm').read_text(errors='replace').strip()} ({pid})")
+    return names
+
+
+def _namespace(pid: int) -> str:
+    return os.readlink(f"/proc/{pid}/ns/mnt")  # noqa: PTH115

@@ -1,0 +1,195 @@
+"""The daemon's end of the connection to the process that serves FUSE: found where a former daemon left it, or started.
+
+A process outlives its daemon, and a daemon its process. One that does not answer is killed: a mount that is dead says so to its
+readers, one that hangs does not. One that speaks another version, of a modelvold before, is left to its readers: its mount is taken
+off its place, and goes with the last of them.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as TooLate
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from modelvold.mount.fuse import wire
+from modelvold.mount.fuse.channel import Channel
+from modelvold.mount.fuse.wire import Answer, Ask, Done, Drop, Hello, Hide, Message, Serve, Show, Welcome
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+MOUNT, SOCKET = "fuse", "fuse.sock"
+#: Seconds for a process to start and mount, and for it to answer.
+_PATIENCE_TO_START, _PATIENCE = 20.0, 10.0
+_PAUSE = 0.02
+_CREDENTIALS = struct.Struct("3i")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where it all is, in the run folder `run`; `label` as of `mount.erofs.Complete`, `log` the daemon's level and format."""
+
+    run: Path
+    label: str = ""
+    log: tuple[str, str] = ("info", "text")
+
+    @property
+    def mount(self) -> Path:
+        return self.run / MOUNT
+
+    @property
+    def socket(self) -> Path:
+        return self.run / SOCKET
+
+
+class Link:
+    """One connection. `on_ask` is told of reads that wait, `on_end` that the connection has ended, each by the reading thread."""
+
+    def __init__(
+        self, connection: socket.socket, on_ask: Callable[[Ask], None], on_end: Callable[[Link], None]
+    ) -> None:
+        self.pid = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[
+            0
+        ]
+        self._on_ask = on_ask
+        self._on_end = on_end
+        self._lock = threading.Lock()  # guards the two below
+        self._serial = 0
+        self._calls: dict[int, Future[Done]] = {}
+        self._welcome: Future[Welcome] = Future()
+        self._channel = Channel(connection, self._on_message, self._on_channel_end, "fuse")
+        self._channel.start()
+
+    def __repr__(self) -> str:
+        return f"<link pid={self.pid}>"
+
+    def greet(self, deadline: float) -> Welcome:
+        """Raises OSError(ETIMEDOUT) where it does not answer, and ECONNRESET where it is gone."""
+        self._channel.say(Hello(wire.VERSION, deadline))
+        return _outcome(self._welcome)
+
+    def show(self, volume: str, image: Path, folders: Sequence[tuple[Path, int]]) -> None:
+        """Again, and with other folders, for a volume that is shown. Raises OSError with the process's words."""
+        self._call(lambda serial: Show(serial, volume, str(image), wire.folders_of(folders)))
+
+    def hide(self, volume: str) -> None:
+        """Raises OSError(EBUSY) while files of it are open."""
+        self._call(lambda serial: Hide(serial, volume))
+
+    def drop(self, volume: str, pieces: Sequence[tuple[str, int, int]]) -> None:
+        self._channel.say(Drop(volume, tuple(pieces)))
+
+    def tell_shown(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """See `wire.Shown`."""
+        self._channel.say(*wire.shown(pairs))
+
+    def serve(self) -> None:
+        self._channel.say(Serve())
+
+    def answer(self, answers: Sequence[Answer]) -> None:
+        self._channel.say(*answers)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _call(self, message: Callable[[int], Message]) -> None:
+        called: Future[Done] = Future()
+        with self._lock:
+            self._serial += 1
+            serial = self._serial
+            self._calls[serial] = called
+        if not self._channel.say(message(serial)):
+            self._give_up()
+        done = _outcome(called)
+        if done.code:
+            raise OSError(done.code, done.message)
+
+    def _on_message(self, message: Message) -> None:
+        match message:
+            case Ask():
+                self._on_ask(message)
+            case Done(serial):
+                with self._lock:
+                    called = self._calls.pop(serial, None)
+                if called is not None:
+                    called.set_result(message)
+            case Welcome() if not self._welcome.done():
+                self._welcome.set_result(message)
+            case _:
+                log.error("ignore message=%s", type(message).__name__)
+
+    def _on_channel_end(self) -> None:
+        self._give_up()
+        self._on_end(self)
+
+    def _give_up(self) -> None:
+        with self._lock:
+            calls, self._calls = self._calls, {}
+        gone = ConnectionResetError(errno.ECONNRESET, "the process that serves FUSE has ended")
+        for called in calls.values():
+            called.set_exception(gone)
+        if not self._welcome.done():
+            self._welcome.set_exception(gone)
+
+
+def connect(place: Path) -> socket.socket:
+    """Raises OSError where nobody listens."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        connection.settimeout(_PATIENCE)
+        connection.connect(str(place))
+        connection.settimeout(None)
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def start(place: Place) -> subprocess.Popen[bytes]:
+    """A process of its own session, which says on our standard error what it has to say; connected to when it listens. Raises OSError
+    where it does not come so far."""
+    command = [sys.executable, "-m", "modelvold", "fuse", "--run", str(place.run)]
+    command += ["--log-level", place.log[0], "--log-format", place.log[1]]
+    if place.label:
+        command += ["--label", place.label]
+    place.socket.unlink(missing_ok=True)
+    began = time.monotonic()
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+    while not place.socket.exists():
+        if process.poll() is not None:
+            raise OSError(errno.ECONNRESET, f"the process that serves FUSE ended with status {process.returncode}")
+        if time.monotonic() - began > _PATIENCE_TO_START:
+            process.kill()
+            process.wait()
+            raise OSError(errno.ETIMEDOUT, "the process that serves FUSE does not start")
+        time.sleep(_PAUSE)
+    return process
+
+
+def kill(pid: int) -> None:
+    """One that hangs. Its mount is dead then."""
+    log.error("kill process=%d reason='it serves FUSE and does not answer'", pid)
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _outcome(future: Future[_T]) -> _T:
+    try:
+        return future.result(_PATIENCE)
+    except TooLate as error:
+        raise TimeoutError(errno.ETIMEDOUT, "the process that serves FUSE does not answer") from error

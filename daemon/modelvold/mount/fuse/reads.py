@@ -1,0 +1,412 @@
+"""The life of a read: from the kernel's request to its answer, with as much waiting between as its bytes take.
+
+    start ──all present──▶ answered
+      │ ▲
+ missing └──allowed── asked, in the table ──refused, late──▶ EIO
+                                          ──reader killed──▶ EINTR
+
+What may be read without asking is what the daemon has shown of a segment, and no more than its file holds: a file that is shorter than
+that lost its bytes, and is asked about. A read that waits has no thread and no buffer; when it goes on it begins anew. Nothing is
+answered in part: to the kernel a short read is the file's end.
+
+While there is no daemon, what is shown is read, and what is missing waits for it, each read at most `deadline` seconds. While there is
+one, how long is the daemon's to say.
+
+A signal for a waiting reader is answered only if it kills: any other would turn the page fault that waits into SIGBUS.
+
+The lock guards the table of those who wait and whether there is a daemon; `_shown` is a dict of numbers, replaced and read whole. Nobody is
+asked or answered under it.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from itertools import count
+from queue import SimpleQueue
+from typing import Protocol, Self
+
+from modelvold.errors import Failure, Malformed
+from modelvold.linux import fuse
+from modelvold.linux.fuse import Request
+from modelvold.mount.causes import Causes
+from modelvold.mount.fuse.files import Files, fill
+from modelvold.mount.fuse.shelf import Shelf, nid_of, number_of
+
+log = logging.getLogger(__name__)
+
+#: Shown: all of a segment.
+ALL = 2**63 - 1
+#: Threads that go on with reads that were put aside. Two, for one may be reading from disk.
+WORKERS = 2
+#: Seconds between two looks at who waits with a signal pending, and for which an early one is remembered.
+_ROUND, _REMEMBERED = 1.0, 10.0
+#: How often in its life a read may find less in a file than the daemon said, one time for each eviction that it meets.
+_MOST_DISAPPOINTMENTS = 8
+#: Of /proc/PID/status: the thread's own pending signals and its process's. SIGKILL is 9, bit 8. A signal that kills, of whatever number, is
+#: SIGKILL to each thread.
+_PENDING = (b"SigPnd:", b"ShdPnd:")
+_KILL = 1 << 8
+
+
+class Asker(Protocol):
+    """The way to the daemon. Neither waits; what is lost is asked again on `connected`."""
+
+    def ask(self, number: int, inode: int, need: int, pid: int) -> None:
+        """Whether `need` bytes of the segment with this inode may be read, for the thread `pid`."""
+        ...
+
+    def withdraw(self, number: int) -> None:
+        """Nobody waits for that answer any more."""
+        ...
+
+
+class Room:
+    """A thread's own buffer: what is read is put together here."""
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(fuse.LARGEST_READ))
+
+
+class Read:
+    """`length` bytes from `offset` of the file `node`, none of them behind its end. `holds_pages`: the kernel keeps theirs locked until the
+    answer.
+
+    The rest is of its waiting: which question it asked of which segment, and since when.
+    """
+
+    __slots__ = (
+        "came", "device", "disappointments", "holds_pages", "inode", "is_signalled", "length", "need", "node", "number", "offset", "pid",
+        "unique",
+    )  # fmt: skip
+
+    def __init__(self, request: Request, offset: int, length: int, *, holds_pages: bool) -> None:
+        self.device = request.device
+        self.unique = request.unique
+        self.pid = request.pid
+        self.node = request.node
+        self.offset = offset
+        self.length = length
+        self.holds_pages = holds_pages
+        self.number = self.inode = self.need = self.disappointments = 0
+        self.came = 0.0
+        self.is_signalled = False
+
+    @property
+    def question(self) -> tuple[int, int, int, int]:
+        """Of `Asker.ask`."""
+        return self.number, self.inode, self.need, self.pid
+
+
+class Reads:
+    """A `with` is the life of its threads. `deadline`, in seconds, may be set at any time."""
+
+    def __init__(self, shelf: Shelf, files: Files, asker: Asker, *, deadline: float) -> None:
+        self._shelf = shelf
+        self._files = files
+        self._asker = asker
+        self.deadline = deadline
+        self._causes = Causes()
+        self._numbers = count(1)
+        self._shown: dict[int, int] = {}  # by inode: bytes from its start
+        self._lock = threading.Condition(threading.Lock())  # guards those below; `_clock` waits for it
+        self._waiting: dict[int, Read] = {}  # by number, the first to come first
+        self._signals: dict[int, float] = {}  # unique → when: signals for reads that do not wait (yet)
+        self._is_signalled = False  # a signal came since the last look
+        self._gone: float | None = time.monotonic()  # since when there is no daemon
+        self._is_ending = False
+        self._going: SimpleQueue[tuple[Read, bool] | None] = SimpleQueue()
+        self._threads = [threading.Thread(target=self._work, name=f"fuse-read-{n}") for n in range(WORKERS)]
+        self._threads.append(threading.Thread(target=self._clock, name="fuse-clock"))
+
+    def __repr__(self) -> str:
+        return f"<reads waiting={len(self._waiting)} daemon={self._gone is None}>"
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Whoever waits gets EIO, and nothing is answered afterwards. May be called again."""
+        with self._lock:
+            if self._is_ending:
+                return
+            self._is_ending = True
+            left, self._waiting = list(self._waiting.values()), {}
+            self._lock.notify_all()
+        for _ in range(WORKERS):
+            self._going.put(None)
+        for thread in self._threads:
+            thread.join()
+        for read in left:
+            _refuse(read, errno.EIO)
+
+    # -- from the kernel
+
+    def start(self, read: Read, room: Room) -> None:
+        """Answers it, or asks and puts it aside. Raises nothing."""
+        try:
+            missing = self._fill(read, room)
+        except Exception as error:  # noqa: BLE001 — told there; whatever it is, the reader hears of it
+            self._fail(read, error)
+            return
+        if missing is None:
+            _answer(read, room.view[: read.length])
+        else:
+            self._put_aside(read, *missing)
+
+    def interrupted(self, unique: int) -> None:
+        """A signal came for the reader of that request."""
+        with self._lock:
+            for read in self._waiting.values():
+                if read.unique == unique:
+                    read.is_signalled = self._is_signalled = True
+                    self._lock.notify_all()
+                    return
+            now = time.monotonic()
+            self._signals = {number: when for number, when in self._signals.items() if when > now - _REMEMBERED}
+            self._signals[unique] = now
+
+    def free(self, node: int, start: int, end: int) -> list[tuple[int, int]]:
+        """What of the bytes [start, end) of a file is in no page that a waiting read has locked: ranges in their order. The pages left out
+        hold nothing yet."""
+        with self._lock:
+            held = sorted(
+                (read.offset, -(-(read.offset + read.length) // fuse.PAGE) * fuse.PAGE)
+                for read in self._waiting.values()
+                if read.node == node and read.holds_pages
+            )
+        ranges: list[tuple[int, int]] = []
+        for low, high in held:
+            if low > start:
+                ranges.append((start, min(low, end)))
+            start = max(start, high)
+            if start >= end:
+                break
+        if start < end:
+            ranges.append((start, end))
+        return ranges
+
+    def is_waiting(self, node: int, start: int, end: int) -> bool:
+        """Whether a read of any of these bytes of a file waits."""
+        with self._lock:
+            reads = self._waiting.values()
+            return any(read.node == node and read.offset < end and read.offset + read.length > start for read in reads)
+
+    def waiting(self) -> int:
+        """How many reads wait."""
+        return len(self._waiting)
+
+    # -- from the daemon
+
+    def answered(self, number: int, allowed: bool, shown: int) -> None:
+        """The read with this question goes on, or gets EIO; `shown` bytes of its segment may be read. Nothing happens if nobody waits for it."""
+        with self._lock:
+            read = self._waiting.pop(number, None)
+        if read is None:
+            return
+        if allowed:
+            self.shown([(read.inode, max(shown, self._shown.get(read.inode, 0)))])  # all of it, meanwhile
+        self._going.put((read, allowed))
+
+    def shown(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """By inode, how many bytes of each segment may be read without asking; 0: ask about all of it."""
+        for inode, size in pairs:
+            if size:
+                self._shown[inode] = size
+            else:
+                self._shown.pop(inode, None)
+
+    def connected(self) -> None:
+        """There is a daemon: it is asked what everybody waits for, under new numbers."""
+        with self._lock:
+            self._gone = None
+            waiting, self._waiting = list(self._waiting.values()), {}
+            for read in waiting:
+                read.number = next(self._numbers)
+                self._waiting[read.number] = read
+            questions = [read.question for read in waiting]
+        for question in questions:
+            self._ask(question)
+
+    def disconnected(self) -> None:
+        """There is none: those who wait do so for `deadline` seconds from now."""
+        with self._lock:
+            if self._gone is None:
+                self._gone = time.monotonic()
+                self._lock.notify_all()
+
+    # -- reading
+
+    def _fill(self, read: Read, room: Room) -> tuple[int, int] | None:
+        """Puts the bytes into the room; or the segment's inode, and how many of its bytes are needed, where they are missing."""
+        volume = self._shelf.hold(number_of(read.node))
+        try:
+            at = 0
+            for extent in volume.image.extents(nid_of(read.node), read.offset, read.length):
+                segment = self._files.borrow(volume, extent.device)
+                try:
+                    need = extent.offset + extent.length
+                    if self._shown.get(segment.inode, 0) < need:
+                        return segment.inode, need
+                    if fill(segment, extent.offset, room.view[at : at + extent.length]) < extent.length:
+                        self._disappoint(read, segment.inode)
+                        return segment.inode, need
+                finally:
+                    self._files.give_back(segment)
+                at += extent.length
+            if at != read.length:
+                raise Malformed(f"volume {volume.name}: its image has {at} of {read.length} bytes of a file")
+            return None
+        finally:
+            self._shelf.let_go(volume)
+
+    def _disappoint(self, read: Read, inode: int) -> None:
+        """Its file does not hold what it should. Raises OSError where that happens again and again."""
+        self._shown.pop(inode, None)
+        read.disappointments += 1
+        if read.disappointments > _MOST_DISAPPOINTMENTS:
+            raise OSError(errno.EIO, f"segment inode {inode} is shorter than what is said to be there")
+
+    def _put_aside(self, read: Read, inode: int, need: int) -> None:
+        with self._lock:
+            is_ending = self._is_ending
+            if not is_ending:
+                read.number, read.inode, read.need = next(self._numbers), inode, need
+                read.came = read.came or time.monotonic()
+                read.is_signalled |= self._signals.pop(read.unique, None) is not None
+                self._waiting[read.number] = read
+                self._is_signalled |= read.is_signalled
+                if self._is_signalled or self._gone is not None:
+                    self._lock.notify_all()
+            question = read.question if self._gone is None else None
+        if is_ending:
+            _refuse(read, errno.EIO)
+        elif question is not None:
+            self._ask(question)
+
+    def _ask(self, question: tuple[int, int, int, int]) -> None:
+        try:
+            self._asker.ask(*question)
+        except OSError as error:  # the line is cut: it is asked again when there is another
+            log.debug("ask daemon number=%d failed reason=%r", question[0], error.strerror)
+
+    def _work(self) -> None:
+        room = Room()
+        while (going := self._going.get()) is not None:
+            read, is_allowed = going
+            if is_allowed:
+                self.start(read, room)
+            else:
+                _refuse(read, errno.EIO)
+
+    def _fail(self, read: Read, error: Exception) -> None:
+        """One line of what happened, and an error for the reader."""
+        if isinstance(error, OSError | Failure):
+            self._causes.tell("deny read", f"node {read.node:#x}: {error}", 1, 1)
+        else:
+            log.exception("deny read node=%#x offset=%d length=%d", read.node, read.offset, read.length)
+        is_stale = isinstance(error, OSError) and error.errno == errno.ESTALE
+        _refuse(read, errno.ESTALE if is_stale else errno.EIO)
+
+    # -- time
+
+    def _clock(self) -> None:
+        """Answers those who are killed and those who are late."""
+        while True:
+            with self._lock:
+                if not self._is_ending and not self._is_signalled:
+                    self._lock.wait(self._patience())
+                if self._is_ending:
+                    return
+                self._is_signalled = False
+                late = self._late()
+                signalled = [read for read in self._waiting.values() if read.is_signalled]
+            try:
+                self._give_up(late)
+                self._look(signalled)
+            except Exception:  # nobody else would look
+                log.exception("look at waiting reads failed")
+
+    def _patience(self) -> float | None:
+        """Under the lock. Seconds until somebody is to be looked at; None: until something happens."""
+        rounds = [_ROUND] if any(read.is_signalled for read in self._waiting.values()) else []
+        if self._gone is not None and self._waiting:
+            nearest = min(max(read.came, self._gone) for read in self._waiting.values()) + self.deadline
+            rounds.append(max(0.0, nearest - time.monotonic()))
+        return min(rounds, default=None)
+
+    def _late(self) -> list[Read]:
+        """Under the lock. They are in the table no more."""
+        if self._gone is None:
+            return []
+        last = time.monotonic() - self.deadline
+        late = [read for read in self._waiting.values() if max(read.came, self._gone) <= last]
+        for read in late:
+            del self._waiting[read.number]
+        return late
+
+    def _give_up(self, late: list[Read]) -> None:
+        if late:
+            segments = len(Counter(read.inode for read in late))
+            self._causes.tell("deny reads", f"no daemon for {self.deadline:g} s", segments, len(late))
+        for read in late:
+            _refuse(read, errno.EIO)
+
+    def _look(self, signalled: list[Read]) -> None:
+        for read in signalled:
+            number = read.number
+            if not _is_killed(read.pid):
+                continue
+            with self._lock:
+                is_waiting = self._waiting.pop(number, None) is read
+            if is_waiting:
+                _refuse(read, errno.EINTR)
+                with suppress(OSError):
+                    self._asker.withdraw(number)
+
+
+#: What answering says where nobody waits for the answer: the request was called off; the mount is gone.
+_CALLED_OFF = frozenset({errno.ENOENT, errno.ENODEV})
+
+
+def _answer(read: Read, view: memoryview) -> None:
+    try:
+        fuse.reply(read.device, read.unique, view)
+    except OSError as error:
+        if error.errno not in _CALLED_OFF:
+            log.warning("answer read unique=%d failed reason=%r", read.unique, error.strerror)
+            _refuse(read, errno.EIO)
+
+
+def _refuse(read: Read, code: int) -> None:
+    try:
+        fuse.refuse(read.device, read.unique, code)
+    except OSError as error:
+        if error.errno not in _CALLED_OFF:
+            log.warning("refuse read unique=%d failed reason=%r", read.unique, error.strerror)
+
+
+def _is_killed(pid: int) -> bool:
+    """Whether SIGKILL is pending for the thread `pid`. False where it cannot be seen."""
+    try:
+        descriptor = os.open(f"/proc/{pid}/status", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        status = os.read(descriptor, 1 << 14)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return any(line.startswith(_PENDING) and int(line.split()[1], 16) & _KILL for line in status.splitlines())
