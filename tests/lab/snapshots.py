@@ -80,8 +80,9 @@ class SnapshotsClient:
     def list(self, *filters: str) -> Sequence[snapshots_pb2.Info]:
         return [*self.walk(*filters)]
 
-    def batches(self) -> Sequence[int]:
-        return [len(answer.info) for answer in self._stub.List(snapshots_pb2.ListSnapshotsRequest())]
+    def messages(self) -> Sequence[snapshots_pb2.ListSnapshotsResponse]:
+        """Of a List of all."""
+        return list(self._stub.List(snapshots_pb2.ListSnapshotsRequest()))
 
     def usage(self, key: str) -> tuple[int, int]:
         answer = self._stub.Usage(snapshots_pb2.UsageRequest(key=key))

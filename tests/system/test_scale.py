@@ -1,7 +1,8 @@
 """A node with a thousand snapshots and two hundred models: what is asked of the records alone is answered at once, whoever waits for what.
 
 What is asserted of times is the 99th percentile over hundreds of calls, by a client that is connected, on a machine where others run too:
-the best of three rounds at most, each with the same registry silent. What the assertion can tell is a verb that waits (for the network, for
+the best of three rounds at most, each with the same registry silent; and where such a machine is so busy that a health check, which asks
+nobody, takes longer than usual at the same moments, a verb may too. What the assertion can tell is a verb that waits (for the network, for
 whoever opens a model: tens of milliseconds and more), and one whose cost grows with the number of snapshots.
 """
 
@@ -15,14 +16,16 @@ import random
 import statistics
 import tarfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from modelvold.oci.document import Manifest, parse
 from modelvold.oci.modelpack import read
 from modelvold.oci.reference import Repository
@@ -32,6 +35,7 @@ from tests.fakes.registry import Behaviour, FakeRegistry
 from tests.lab.content import digest_of
 from tests.lab.daemon import Daemon, Settings
 from tests.lab.documents import tar_layer
+from tests.lab.lister import lists
 from tests.lab.metadata import Snapshots
 from tests.lab.mounts import mounted
 from tests.lab.program import wait_until
@@ -48,8 +52,10 @@ _VIEWS = 100
 _SNAPSHOTS = 2 * _MODELS + _IMAGES * _LAYERS + _CONTAINERS + _VIEWS
 _REMOVALS = 300
 _AT_ONCE = 32
-#: Seconds. A List of all has none: its answer is hundreds of kilobytes.
-_BOUNDS = {"Stat": 0.005, "Remove": 0.005, "List of one": 0.005}
+#: Seconds. A List of all has half a megabyte to say, which alone on the machine takes 2.5 ms, 99 of a hundred times less than 4.
+_BOUNDS = {"Stat": 0.005, "Remove": 0.005, "List of one": 0.005, "List of all": 0.01}
+#: What a verb takes of a health check's time, where that is more: they do more than it, and are as often without the core they need.
+_BESIDE = 4
 _ROUNDS = 3
 _BLOBS = "/v2/.*/blobs/.*"
 _LABEL = "containerd.io/snapshot"
@@ -60,6 +66,7 @@ class Node:
     daemon: Daemon
     registry: FakeRegistry
     asked: Snapshots
+    health: health_pb2_grpc.HealthStub
 
     def ask(self, registry: FakeRegistry, repository: str) -> Pull:
         """As containerd does before it unpacks: the façade gives a synthetic image for the model, and has its manifest from then on."""
@@ -93,6 +100,21 @@ class Node:
         code: grpc.StatusCode = error.value.code()
         return code
 
+    def times(self, ask: Callable[[str], object], arguments: Sequence[str]) -> Sequence[tuple[float, float]]:
+        """Seconds of each call, and of a health check behind it; without this process's own garbage collections."""
+        found = []
+        gc.disable()
+        try:
+            for argument in arguments:
+                began = time.perf_counter()
+                ask(argument)
+                ended = time.perf_counter()
+                self.health.Check(health_pb2.HealthCheckRequest())
+                found.append((ended - began, time.perf_counter() - ended))
+        finally:
+            gc.enable()
+        return found
+
     def volumes(self) -> int:
         return len(mounted(self.daemon.run / "volumes"))
 
@@ -106,6 +128,26 @@ class Node:
         assert [path.name for path in (self.daemon.root / "snapshots").iterdir()] == ["removed"]
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Seconds that a verb took. `share`: of what it may."""
+
+    what: str
+    median: float
+    p99: float
+    share: float
+
+    @classmethod
+    def of(cls, what: str, times: Sequence[tuple[float, float]]) -> Self:
+        """From each call's seconds, and those of the health check behind it."""
+        verb, check = ([each[number] for each in times] for number in (0, 1))
+        p99 = _p99(verb)
+        return cls(what, statistics.median(verb), p99, p99 / max(_BOUNDS[what], _BESIDE * _p99(check)))
+
+    def __str__(self) -> str:
+        return f"{self.what}: median {self.median * 1000:.2f} ms, p99 {self.p99 * 1000:.2f} ms, {self.share:.2f} of what it may"
+
+
 @pytest.fixture
 def node(folder: Path) -> Iterator[Node]:
     settings: Settings = {"fetch": {"prefetch": False}, "mount": {"backend": "lazy"}, "log": {"level": "info"}}
@@ -113,38 +155,41 @@ def node(folder: Path) -> Iterator[Node]:
         FakeRegistry() as registry,
         Daemon(folder / "d", settings) as daemon,
         Snapshots(daemon.socket, "modelvold") as asked,
+        grpc.insecure_channel(f"unix:{daemon.socket}") as channel,
     ):
-        yield Node(daemon, registry, asked)
+        yield Node(daemon, registry, asked, health_pb2_grpc.HealthStub(channel))
 
 
 def test_a_thousand_snapshots_are_answered_for_at_once(
     node: Node, record_property: Callable[[str, object], None]
 ) -> None:
-    """Stat, Remove, and a List of one in 5 ms, 99 of a hundred, while a Prepare waits for a registry that accepts and says nothing."""
+    """Stat, Remove, and a List of one in 5 ms, a List of all in 15, 99 of a hundred, while a Prepare waits for a registry that accepts
+    and says nothing."""
     names = _fill(node)
     assert len(names) == len(node.asked.list()) == _SNAPSHOTS
     assert node.volumes() == _MODELS
     target = f'labels."{_LABEL}.ref"=={names[0]},parent==""'
-    best: dict[str, float] = {}
+    best: dict[str, Taken] = {}
     for number in range(_ROUNDS):
         removed = [f"k8s.io/9/removed-{number}-{n}" for n in range(_REMOVALS)]
         for key in removed:
             node.asked.prepare(key)
         with _somebody_waiting(node):
-            _times(node.asked.stat, names[:50])
-            for what, took in {
-                "Stat": _times(node.asked.stat, random.sample(names, len(names))),
-                "Remove": _times(node.asked.remove, removed),
-                "List of one": _times(node.asked.list, [target] * 200),
-                "List of all": _times(lambda _: node.asked.list(), names[:100]),
+            node.times(node.asked.stat, names[:50])
+            for what, times in {
+                "Stat": node.times(node.asked.stat, random.sample(names, len(names))),
+                "Remove": node.times(node.asked.remove, removed),
+                "List of one": node.times(node.asked.list, [target] * 200),
+                "List of all": lists(node.daemon.socket, 200).seconds,
             }.items():
-                best[what] = min(best.get(what, math.inf), _p99(took))
-                print(f"{what}: median {statistics.median(took) * 1000:.2f} ms, p99 {_p99(took) * 1000:.2f} ms")
-        if not _over(best):
+                taken = Taken.of(what, times)
+                print(taken)
+                best[what] = min(best.get(what, taken), taken, key=lambda each: each.share)
+        if all(taken.share < 1 for taken in best.values()):
             break
-    for what, seconds in best.items():
-        record_property(f"p99 of {what}, ms", round(seconds * 1000, 2))
-    assert _over(best) == {}
+    for what, taken in best.items():
+        record_property(f"p99 of {what}, ms", round(taken.p99 * 1000, 2))
+    assert [str(taken) for taken in best.values() if taken.share >= 1] == []
     node.remove_all()
 
 
@@ -250,24 +295,6 @@ def _somebody_waiting(node: Node) -> Iterator[None]:
             yield
             assert not prepared.done(), "nobody waited any more: this machine is too slow for what is measured"
         assert prepared.result(60) is grpc.StatusCode.UNAVAILABLE
-
-
-def _times(ask: Callable[[str], object], arguments: Sequence[str]) -> list[float]:
-    """Seconds of each call, without this process's own garbage collections."""
-    found = []
-    gc.disable()
-    try:
-        for argument in arguments:
-            began = time.perf_counter()
-            ask(argument)
-            found.append(time.perf_counter() - began)
-    finally:
-        gc.enable()
-    return found
-
-
-def _over(taken: Mapping[str, float]) -> dict[str, float]:
-    return {what: seconds for what, seconds in taken.items() if seconds >= _BOUNDS.get(what, math.inf)}
 
 
 def _p99(times: Sequence[float]) -> float:
