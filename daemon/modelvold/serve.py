@@ -147,6 +147,8 @@ def _build(config: Config, house: ExitStack, notify: Notify, handover: Handover)
         snapshotter = Snapshotter(store.root, store.database, lending, store.given, lending.lending)
         lending.ask_users_of(lambda volume: [info.name for info in snapshotter.users_of(volume)])
         lending.restore(snapshotter.volumes())
+        status.ask_snapshots(snapshotter.counts)
+        house.callback(snapshotter.tell_what_stays)
         doors.append(snapshots_door(snapshotter))
     if config.facade.listen:
         where = config.facade.listen

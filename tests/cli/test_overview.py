@@ -103,6 +103,12 @@ def test_room_and_what_bounds_it() -> None:
     assert "scrub: all that is here was read again in the last 2 d 7 h" in _said(node=replace(NODE, scrubbed=200_000.0))
 
 
+def test_what_needs_modelvold_to_start_again() -> None:
+    used = replace(NODE, snapshots=14, snapshots_in_use=5)
+    assert "snapshots: 14, 5 of them of containers and image volumes, which go on without modelvold" in _said(node=used)
+    assert "snapshots: 9 reads:" in _said(node=replace(NODE, snapshots=9))
+
+
 @pytest.mark.parametrize("word", WRONG)
 def test_what_is_wrong_is_said_with_what_to_do_at_the_end(word: str) -> None:
     volume, node, mend = WRONG[word]

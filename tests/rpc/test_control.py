@@ -45,6 +45,8 @@ NODE = NodeReport(
     not_durable="ext4 without a journal",
     scrubbed=12.5,
     wrong_segments=4,
+    snapshots=14,
+    snapshots_in_use=5,
 )
 VOLUME = VolumeReport(
     id="v1",

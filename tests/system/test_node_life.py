@@ -227,6 +227,61 @@ def test_a_node_is_switched_on_and_off(place: Path) -> None:
         last.remove()
 
 
+def test_modelvold_is_taken_off_with_pods_running(place: Path) -> None:
+    """It is said before and at the end what will happen, and that happens: what is here is read on, a read of what is not fails, nothing
+    new starts, pods end. Those that end when containerd's configuration has no modelvold any more leave their records in it."""
+    with ExitStack() as life:
+        stage = Stage(place, life)
+        stage.cri.pull(stage.image.reference)
+        volume = stage.cri.pull(stage.model.reference)
+        first, missing = stage.unread(), stage.unread()
+        ended, late, last = (stage.run(name, volume) for name in ("ended", "late", "last"))
+        ended.check_reads(first)
+        said = " ".join(ok(stage.daemon, "status").stdout.split())
+        in_use = sum(kind != "Committed" for kind in stage.snapshots().values())
+        assert in_use == 3 * 3  # of each pod its sandbox, its container, its image volume
+        assert f"{in_use} of them of containers and image volumes, which go on without modelvold" in said
+        assert "used by: snapshot k8s.io/" in said
+
+        stage.daemon.stop()
+        [model, snapshots] = [line for line in stage.daemon.log_text().splitlines() if " leave " in line]
+        assert f"reference={stage.model.reference} users=4" in model
+        assert "reads of what is missing fail until modelvold runs again" in model
+        assert f"in_use={in_use} " in snapshots
+        assert "nothing new starts on them until modelvold runs again" in snapshots
+        for each in (ended, late, last):
+            each.check_goes_on()
+            each.check_reads(first)
+        ran = stage.cri.exec(last.container, ["/bin/cat", f"/model/{missing}"])
+        assert b"Input/output error" in ran.stderr
+        with pytest.raises(grpc.RpcError, match=r"modelvold\.sock"):
+            stage.run("refused")
+        ended.remove()
+
+        stage.containerd.modelvold = None
+        stage.use(THEIRS)
+        late.check_goes_on()
+        late.remove()
+        stage.cri.pull(stage.image.reference)
+        other = stage.run("other")
+        assert other.snapshotter() == THEIRS
+        other.remove()
+
+        stage.containerd.modelvold = stage.daemon.for_containerd
+        stage.daemon.start()
+        stage.use(OURS)
+        stage.connected()
+        last.check_reads(missing)
+        last.remove()
+        stage.remove_images()
+        stage.containerd.collect()
+        records = stage.containerd.ctr("containers", "ls", "-q", namespace=_CRI).split()
+        assert late.container in records
+        assert {ended.container, last.container}.isdisjoint(records)
+        stage.containerd.ctr("containers", "rm", *records, namespace=_CRI)
+        stage.check_gone()
+
+
 # -- restarted
 
 

@@ -71,6 +71,7 @@ def _node(node: NodeReport, width: int | None) -> Iterator[str]:
     yield from _noted("backend", backend, width)
     yield from _noted("store", _store(node), width)
     yield from _noted("room", _room(node), width)
+    yield from _noted("snapshots", _snapshots(node), width)
     yield from _noted("scrub", _scrub(node), width)
     reads = f"{node.events} events answered, {node.reads_denied} reads denied"
     yield from _noted("reads", f"{reads}, prefetch {'on' if node.prefetch else 'off'}", width)
@@ -96,6 +97,13 @@ def _room(node: NodeReport) -> str:
     if node.evicted:
         parts.append(f"{size(node.evicted)} evicted since the start")
     return ", ".join(parts)
+
+
+def _snapshots(node: NodeReport) -> str:
+    if not node.snapshots_in_use:
+        return str(node.snapshots or "")
+    needed = "which go on without modelvold, but no new ones start"
+    return f"{node.snapshots}, {node.snapshots_in_use} of them of containers and image volumes, {needed}"
 
 
 def _scrub(node: NodeReport) -> str:

@@ -50,7 +50,7 @@ class NodeReport:
     """`quota` and `reserve` in bytes of this disk, 0 for none; `room`: bytes that could still be written with nothing evicted for
     them, negative where the bounds are passed already. `evicted` and `wrong_segments` count since the start. `not_durable` says why
     what is recorded may not survive a power cut, and is empty where it does. `scrubbed`: seconds since all that is here was read
-    again, negative: it never was.
+    again, negative: it never was. `snapshots` are containerd's, and those `in_use` containers', and pods' image volumes.
     """
 
     version: str
@@ -75,6 +75,8 @@ class NodeReport:
     not_durable: str = ""
     scrubbed: float = -1.0
     wrong_segments: int = 0
+    snapshots: int = 0
+    snapshots_in_use: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -43,6 +43,11 @@ class Status:
         self._prefetch = prefetch
         self._backend_reason = backend_reason
         self._started = time.monotonic()
+        self._snapshots: Callable[[], tuple[int, int]] = lambda: (0, 0)
+
+    def ask_snapshots(self, counts: Callable[[], tuple[int, int]]) -> None:
+        """How many there are, and how many of them are in use: the room above knows."""
+        self._snapshots = counts
 
     def report(self, reference: str | None) -> Report:
         """Of all volumes, or of those that `reference` names. Raises NotFound when it names none."""
@@ -102,6 +107,7 @@ class Status:
 
     def _node(self) -> NodeReport:
         disk = shutil.disk_usage(self._store.root)
+        snapshots, in_use = self._snapshots()
         return NodeReport(
             version=__version__,
             backend=self._table.backend,
@@ -125,6 +131,8 @@ class Status:
             not_durable=_NO_JOURNAL if self._store.lacks_journal else "",
             scrubbed=self._scrubbed(),
             wrong_segments=self._store.wrong_segments,
+            snapshots=snapshots,
+            snapshots_in_use=in_use,
         )
 
     def _scrubbed(self) -> float:

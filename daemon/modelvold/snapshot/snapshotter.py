@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 #: How the key ends under which containerd chowns all of an image for a plugin without the capability `remap-ids`.
 _TO_CHOWN = "-remap"
+_STAYS = "what runs on them goes on, and can end; nothing new starts on them until modelvold runs again"
 _OVERLAY_INDEX = Path("/sys/module/overlay/parameters/index")
 
 
@@ -126,6 +127,17 @@ class Snapshotter:
     def volumes(self) -> set[str]:
         """The volumes that snapshots keep."""
         return self._metastore.volumes()
+
+    def counts(self) -> tuple[int, int]:
+        """How many there are, and how many of them are in use: not committed, but a container's or an image volume's."""
+        found = self._metastore.list(lambda _info: True)
+        return len(found), sum(info.kind is not Kind.COMMITTED for info in found)
+
+    def tell_what_stays(self) -> None:
+        """At the daemon's end: whether something runs on snapshots."""
+        count, in_use = self.counts()
+        if in_use:
+            log.info("leave snapshots count=%d in_use=%d reason=%r", count, in_use, _STAYS)
 
     def _create(self, key: str, kind: Kind, parent: str, labels: Mapping[str, str]) -> Sequence[Mount]:
         if not parent and mounts.is_image_volume(key):

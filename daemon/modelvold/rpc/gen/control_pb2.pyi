@@ -21,7 +21,7 @@ class StatusResponse(_message.Message):
     def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., volumes: _Optional[_Iterable[_Union[Volume, _Mapping]]] = ...) -> None: ...
 
 class Node(_message.Message):
-    __slots__ = ("version", "backend", "backend_reason", "store", "store_state", "store_used", "disk_total", "disk_free", "memory", "uptime", "facade", "prefetch", "events", "reads_denied", "last_error", "quota", "reserve", "room", "evicted", "not_durable", "scrubbed", "wrong_segments")
+    __slots__ = ("version", "backend", "backend_reason", "store", "store_state", "store_used", "disk_total", "disk_free", "memory", "uptime", "facade", "prefetch", "events", "reads_denied", "last_error", "quota", "reserve", "room", "evicted", "not_durable", "scrubbed", "wrong_segments", "snapshots", "snapshots_in_use")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     BACKEND_REASON_FIELD_NUMBER: _ClassVar[int]
@@ -44,6 +44,8 @@ class Node(_message.Message):
     NOT_DURABLE_FIELD_NUMBER: _ClassVar[int]
     SCRUBBED_FIELD_NUMBER: _ClassVar[int]
     WRONG_SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOTS_IN_USE_FIELD_NUMBER: _ClassVar[int]
     version: str
     backend: str
     backend_reason: str
@@ -66,7 +68,9 @@ class Node(_message.Message):
     not_durable: str
     scrubbed: float
     wrong_segments: int
-    def __init__(self, version: _Optional[str] = ..., backend: _Optional[str] = ..., backend_reason: _Optional[str] = ..., store: _Optional[str] = ..., store_state: _Optional[str] = ..., store_used: _Optional[int] = ..., disk_total: _Optional[int] = ..., disk_free: _Optional[int] = ..., memory: _Optional[int] = ..., uptime: _Optional[float] = ..., facade: _Optional[str] = ..., prefetch: _Optional[bool] = ..., events: _Optional[int] = ..., reads_denied: _Optional[int] = ..., last_error: _Optional[str] = ..., quota: _Optional[int] = ..., reserve: _Optional[int] = ..., room: _Optional[int] = ..., evicted: _Optional[int] = ..., not_durable: _Optional[str] = ..., scrubbed: _Optional[float] = ..., wrong_segments: _Optional[int] = ...) -> None: ...
+    snapshots: int
+    snapshots_in_use: int
+    def __init__(self, version: _Optional[str] = ..., backend: _Optional[str] = ..., backend_reason: _Optional[str] = ..., store: _Optional[str] = ..., store_state: _Optional[str] = ..., store_used: _Optional[int] = ..., disk_total: _Optional[int] = ..., disk_free: _Optional[int] = ..., memory: _Optional[int] = ..., uptime: _Optional[float] = ..., facade: _Optional[str] = ..., prefetch: _Optional[bool] = ..., events: _Optional[int] = ..., reads_denied: _Optional[int] = ..., last_error: _Optional[str] = ..., quota: _Optional[int] = ..., reserve: _Optional[int] = ..., room: _Optional[int] = ..., evicted: _Optional[int] = ..., not_durable: _Optional[str] = ..., scrubbed: _Optional[float] = ..., wrong_segments: _Optional[int] = ..., snapshots: _Optional[int] = ..., snapshots_in_use: _Optional[int] = ...) -> None: ...
 
 class WaitingRead(_message.Message):
     __slots__ = ("pid", "command", "seconds")
