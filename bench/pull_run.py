@@ -31,8 +31,8 @@ from tests.lab import debian, documents, needs
 from tests.lab.containerd import Containerd
 from tests.lab.content import Generated, digest_of
 from tests.lab.daemon import Daemon, Settings
-from tests.lab.metadata import Snapshots
 from tests.lab.registry import Registry
+from tests.lab.services import Snapshots
 
 MIB = 1 << 20
 _REPOSITORY = "bench/ordinary"

@@ -33,8 +33,8 @@ from bench.report import OURS, Figures
 from tests.lab import golang, needs
 from tests.lab.containerd import Containerd, Modelvold
 from tests.lab.daemon import Daemon, Settings
-from tests.lab.metadata import Collector, Snapshots
 from tests.lab.program import Program
+from tests.lab.services import Collector, Snapshots
 
 _OVERLAY, _PROXIED = "overlayfs", "proxied"
 _OWN = " at its own socket"

@@ -19,16 +19,8 @@ from modelvold.rpc.gen import snapshots_pb2
 
 from tests.lab import disks
 from tests.lab.disks import Disk
-from tests.lab.snapshots import (
-    SnapshotsClient,
-    SnapshotsLab,
-    mounted,
-    nanoseconds,
-    refused,
-    settled_lab,
-    tree,
-    write,
-)
+from tests.lab.services import Snapshots
+from tests.lab.snapshots import SnapshotsLab, mounted, nanoseconds, refused, settled_lab, tree, write
 
 ACTIVE, COMMITTED, VIEW = snapshots_pb2.ACTIVE, snapshots_pb2.COMMITTED, snapshots_pb2.VIEW
 ROOT = "containerd.io/gc.root"
@@ -54,7 +46,7 @@ def lab(request: pytest.FixtureRequest, disk: Disk) -> Iterator[SnapshotsLab]:
     shutil.rmtree(root)
 
 
-def basic(lab: SnapshotsLab, client: SnapshotsClient) -> None:
+def basic(lab: SnapshotsLab, client: Snapshots) -> None:
     at = lab.root / "at"
 
     def first(folder: Path) -> None:
@@ -90,14 +82,14 @@ def basic(lab: SnapshotsLab, client: SnapshotsClient) -> None:
     assert client.list() == []
 
 
-def stat_active(lab: SnapshotsLab, client: SnapshotsClient) -> None:
+def stat_active(lab: SnapshotsLab, client: Snapshots) -> None:
     with mounted(client.prepare("preparing"), lab.root / "at") as at:
         write(at / "foo", "foo\n")
         found = client.stat("preparing")
         assert (found.name, found.kind, found.parent) == ("preparing", ACTIVE, "")
 
 
-def stat_committed(lab: SnapshotsLab, client: SnapshotsClient) -> None:
+def stat_committed(lab: SnapshotsLab, client: Snapshots) -> None:
     """Committed while it is still mounted."""
     with mounted(client.prepare("preparing"), lab.root / "at") as at:
         write(at / "foo", "foo\n")
@@ -106,14 +98,14 @@ def stat_committed(lab: SnapshotsLab, client: SnapshotsClient) -> None:
         assert (found.name, found.kind, found.parent) == ("committed", COMMITTED, "")
 
 
-def transitivity(lab: SnapshotsLab, client: SnapshotsClient) -> None:
+def transitivity(lab: SnapshotsLab, client: Snapshots) -> None:
     lab.layer("a", "", lambda folder: write(folder / "foo", "foo\n"))
     lab.layer("b", "a", lambda folder: write(folder / "foo", "foo bar\n"))
     assert client.stat("b").parent == "a"
     assert client.stat("a").parent == ""
 
 
-def prepare_view_failing(lab: SnapshotsLab, client: SnapshotsClient) -> None:
+def prepare_view_failing(lab: SnapshotsLab, client: Snapshots) -> None:
     lab.layer("a", "", lambda _: None)
     for key, first, then in (
         ("new", client.prepare, client.view),
@@ -124,7 +116,7 @@ def prepare_view_failing(lab: SnapshotsLab, client: SnapshotsClient) -> None:
         refused(grpc.StatusCode.ALREADY_EXISTS, then, key, "a")
 
 
-def update(_lab: SnapshotsLab, client: SnapshotsClient) -> None:
+def update(_lab: SnapshotsLab, client: Snapshots) -> None:
     before = time.time_ns()
     client.prepare("c1-a")
     client.commit("c1", "c1-a")
@@ -159,7 +151,7 @@ def update(_lab: SnapshotsLab, client: SnapshotsClient) -> None:
         refused(grpc.StatusCode.INVALID_ARGUMENT, client.update, whole, "parent")
 
 
-def remove(_lab: SnapshotsLab, client: SnapshotsClient) -> None:
+def remove(_lab: SnapshotsLab, client: Snapshots) -> None:
     """Keys and names are free again at once."""
     client.prepare("committed-a")
     client.commit("committed-1", "committed-a")
@@ -172,7 +164,7 @@ def remove(_lab: SnapshotsLab, client: SnapshotsClient) -> None:
     client.commit("committed-1", "reuse-1")
 
 
-def walk(_lab: SnapshotsLab, client: SnapshotsClient) -> None:
+def walk(_lab: SnapshotsLab, client: Snapshots) -> None:
     client.prepare("a-np", "", KEEP)
     client.prepare("p-tmp")
     client.commit("p", "p-tmp", KEEP)
@@ -198,7 +190,7 @@ def walk(_lab: SnapshotsLab, client: SnapshotsClient) -> None:
         assert sorted(info.name for info in client.list(*filters)) == sorted(found.split()), filters
 
 
-def layer_file_update(lab: SnapshotsLab, _client: SnapshotsClient) -> None:
+def layer_file_update(lab: SnapshotsLab, _client: Snapshots) -> None:
     """A file that changes neither its size nor the second of its time; often, since it may depend on the moment."""
 
     def first(folder: Path) -> None:
@@ -216,7 +208,7 @@ def layer_file_update(lab: SnapshotsLab, _client: SnapshotsClient) -> None:
         check(lab, first, second, prefix=f"{number}-")
 
 
-def remove_directory_in_lower_layer(lab: SnapshotsLab, _client: SnapshotsClient) -> None:
+def remove_directory_in_lower_layer(lab: SnapshotsLab, _client: Snapshots) -> None:
     def first(folder: Path) -> None:
         make(folder / "lib")
         write(folder / "lib/hidden", "", 0o644)
@@ -229,7 +221,7 @@ def remove_directory_in_lower_layer(lab: SnapshotsLab, _client: SnapshotsClient)
     check(lab, first, second, lambda folder: write(folder / "lib/newfile", "", 0o644))
 
 
-def chown(lab: SnapshotsLab, _client: SnapshotsClient) -> None:
+def chown(lab: SnapshotsLab, _client: Snapshots) -> None:
     def first(folder: Path) -> None:
         for name in ("opt", "opt/a", "opt/a/b"):
             make(folder / name)
@@ -242,7 +234,7 @@ def chown(lab: SnapshotsLab, _client: SnapshotsClient) -> None:
     check(lab, first, second)
 
 
-def directory_permission_on_commit(lab: SnapshotsLab, _client: SnapshotsClient) -> None:
+def directory_permission_on_commit(lab: SnapshotsLab, _client: Snapshots) -> None:
     def first(folder: Path) -> None:
         for number in range(1, 6):
             make(folder / f"dir{number}")
@@ -266,7 +258,7 @@ def directory_permission_on_commit(lab: SnapshotsLab, _client: SnapshotsClient) 
     check(lab, first, second, third)
 
 
-def remove_intermediate_snapshot(lab: SnapshotsLab, client: SnapshotsClient) -> None:
+def remove_intermediate_snapshot(lab: SnapshotsLab, client: Snapshots) -> None:
     lab.layer("base", "", lambda _: None)
     client.prepare("middle", "base")
     client.commit("committed-middle", "middle")
@@ -277,7 +269,7 @@ def remove_intermediate_snapshot(lab: SnapshotsLab, client: SnapshotsClient) -> 
     assert client.list() == []
 
 
-def deleted_files_in_child_snapshot(lab: SnapshotsLab, _client: SnapshotsClient) -> None:
+def deleted_files_in_child_snapshot(lab: SnapshotsLab, _client: Snapshots) -> None:
     def first(folder: Path) -> None:
         write(folder / "foo", "foo\n")
         write(folder / "foobar", "foobar\n")
@@ -285,7 +277,7 @@ def deleted_files_in_child_snapshot(lab: SnapshotsLab, _client: SnapshotsClient)
     check(lab, first, lambda folder: (folder / "foobar").unlink(), lambda _: None)
 
 
-def move_file_from_lower_layer(lab: SnapshotsLab, _client: SnapshotsClient) -> None:
+def move_file_from_lower_layer(lab: SnapshotsLab, _client: Snapshots) -> None:
     def first(folder: Path) -> None:
         make(folder / "dir1")
         write(folder / "dir1/f1", "Hello", 0o644)
@@ -302,7 +294,7 @@ def move_file_from_lower_layer(lab: SnapshotsLab, _client: SnapshotsClient) -> N
     check(lab, first, second)
 
 
-def view_readonly(lab: SnapshotsLab, client: SnapshotsClient) -> None:
+def view_readonly(lab: SnapshotsLab, client: Snapshots) -> None:
     client.prepare("preparing")
     client.commit("committed", "preparing")
     with (
@@ -314,7 +306,7 @@ def view_readonly(lab: SnapshotsLab, client: SnapshotsClient) -> None:
     client.remove("committed")
 
 
-def stat_in_walk(lab: SnapshotsLab, client: SnapshotsClient) -> None:
+def stat_in_walk(lab: SnapshotsLab, client: Snapshots) -> None:
     """A Stat while a List is still being read, by another call on the same socket."""
     lab.layer("c1", "", lambda _: None)
     lab.layer("c2", "c1", lambda _: None)
@@ -327,7 +319,7 @@ def stat_in_walk(lab: SnapshotsLab, client: SnapshotsClient) -> None:
     assert sorted(seen) == ["a1", "c1", "c2", "v1"]
 
 
-def close_twice(lab: SnapshotsLab, client: SnapshotsClient) -> None:
+def close_twice(lab: SnapshotsLab, client: Snapshots) -> None:
     """containerd's Close of a proxy is nothing that we hear of; what ends here is the daemon's side, twice."""
     client.prepare("preparing")
     client.commit("committed", "preparing")
@@ -338,12 +330,12 @@ def close_twice(lab: SnapshotsLab, client: SnapshotsClient) -> None:
     assert lab.client.list() == []
 
 
-def root_permission(lab: SnapshotsLab, client: SnapshotsClient) -> None:
+def root_permission(lab: SnapshotsLab, client: Snapshots) -> None:
     with mounted(client.prepare("preparing"), lab.root / "at") as at:
         assert stat.S_IMODE(at.stat().st_mode) == 0o755
 
 
-def rename(lab: SnapshotsLab, _client: SnapshotsClient) -> None:
+def rename(lab: SnapshotsLab, _client: Snapshots) -> None:
     """But for a lower layer's directory, which no overlay without redirect_dir renames: EXDEV, and programs copy."""
 
     def first(folder: Path) -> None:
@@ -360,7 +352,7 @@ def rename(lab: SnapshotsLab, _client: SnapshotsClient) -> None:
     check(lab, first, second)
 
 
-def mount_of_128_layers(lab: SnapshotsLab, client: SnapshotsClient) -> None:
+def mount_of_128_layers(lab: SnapshotsLab, client: Snapshots) -> None:
     beside, parent = lab.root / "flat", ""
     beside.mkdir()
     beside.chmod(0o755)
@@ -390,7 +382,7 @@ def mount_of_128_layers(lab: SnapshotsLab, client: SnapshotsClient) -> None:
         assert tree(at) == tree(beside)
 
 
-CASES: Mapping[str, Callable[[SnapshotsLab, SnapshotsClient], None]] = {
+CASES: Mapping[str, Callable[[SnapshotsLab, Snapshots], None]] = {
     "Basic": basic,
     "StatActive": stat_active,
     "StatComitted": stat_committed,

@@ -40,7 +40,8 @@ from tests.lab.daemon import Daemon
 from tests.lab.mounts import mounted, unmount_below
 from tests.lab.reader import Answer, Piece, Reader, random_pieces
 from tests.lab.registry import Registry
-from tests.lab.snapshots import Pull, SnapshotsClient
+from tests.lab.services import Snapshots
+from tests.lab.snapshots import Pull
 
 _MIB = 1 << 20
 #: Room for the first two models, and not for the last two.
@@ -336,8 +337,8 @@ class Node:
     def _control(self) -> ControlClient:
         return ControlClient(self.daemon.socket)
 
-    def _snapshots(self) -> SnapshotsClient:
-        return SnapshotsClient(self.daemon.socket)
+    def _snapshots(self) -> Snapshots:
+        return Snapshots(self.daemon.socket)
 
     def __enter__(self) -> Self:
         try:

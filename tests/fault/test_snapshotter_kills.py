@@ -36,10 +36,11 @@ from tests.lab import debian, documents
 from tests.lab.containerd import Containerd
 from tests.lab.content import Content, Generated, blocks_of, digest_of, size_of
 from tests.lab.daemon import Daemon
-from tests.lab.metadata import Known, Snapshots, known
+from tests.lab.metadata import Known, known
 from tests.lab.mounts import mounted
 from tests.lab.program import wait_until
 from tests.lab.registry import Registry
+from tests.lab.services import Snapshots
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(3600)]
 

@@ -33,6 +33,7 @@ from tests.lab.cri import Cri
 from tests.lab.mounts import Mounted, unmount_below
 from tests.lab.program import Program, wait_until
 from tests.lab.registry import Registry
+from tests.lab.services import Collector
 
 log = logging.getLogger(__name__)
 _SHIM_SOCKETS = Path("/run/containerd/s")
@@ -151,8 +152,8 @@ class Containerd:
 
     def collect(self) -> None:
         """Has its garbage collected, and returns when that is done; the snapshotter's Cleanup follows."""
-        self.ctr("leases", "create", "--id", "collect")
-        self.ctr("leases", "rm", "--sync", "collect")
+        with Collector(self.socket) as collector:
+            collector.run()
 
     def log_text(self) -> str:
         return self._program.log.read_text(errors="replace")

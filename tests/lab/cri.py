@@ -14,13 +14,13 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
 from tests.lab.gen import cri_pb2 as api
+from tests.lab.services import Client
 
 _Answer = TypeVar("_Answer", bound=Message)
 _RUNTIME = "runtime.v1.RuntimeService"
@@ -57,11 +57,11 @@ class Ran:
     code: int
 
 
-class Cri:
+class Cri(Client):
     """Closes with its `with`."""
 
     def __init__(self, socket: Path, cgroup_parent: str = "", logs: Path | None = None) -> None:
-        self._channel = grpc.insecure_channel(f"unix://{socket}", [("grpc.max_reconnect_backoff_ms", 200)])
+        super().__init__(socket)
         self._cgroup_parent = cgroup_parent
         self._logs = logs
 
@@ -226,9 +226,6 @@ class Cri:
         answer = self._images("ImageFsInfo", api.ImageFsInfoRequest(), api.ImageFsInfoResponse)
         return list(answer.image_filesystems)
 
-    def close(self) -> None:
-        self._channel.close()
-
     def _runtime(self, verb: str, request: Message, answer: type[_Answer], *, timeout: float = _TIMEOUT) -> _Answer:
         return self._call(f"/{_RUNTIME}/{verb}", request, answer, timeout)
 
@@ -236,17 +233,9 @@ class Cri:
         return self._call(f"/{_IMAGES}/{verb}", request, answer, timeout)
 
     def _call(self, path: str, request: Message, answer: type[_Answer], timeout: float) -> _Answer:
-        call = self._channel.unary_unary(path, type(request).SerializeToString, answer.FromString)
+        call = self.channel.unary_unary(path, type(request).SerializeToString, answer.FromString)
         answered: _Answer = call(request, timeout=timeout, wait_for_ready=True)
         return answered
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _id(pod: Pod | str) -> str:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import fcntl
 import gzip
+import json
 import os
 import re
 import shutil
@@ -65,6 +66,28 @@ def containerd() -> Path:
 
 def runc() -> Path:
     return _on_path("runc") or _program(_unpacked(OLDEST, "runc"), "runc")
+
+
+def runc_for_user_namespaces() -> Path:
+    """A runc that maps the owners of mounts (1.2 or later), without which Kubernetes gives pods no user namespace. Debian's needs a
+    recent C library and starts itself again by its own file: so it is a copy in which its own library and loader are written down.
+    Raises Unavailable."""
+    usual = runc()
+    if _maps_owners(usual):
+        return usual
+    package = _unpacked(RECENT, "runc", closed=True)
+    patchelf = _with_own_loader(OLDEST, "patchelf", "patchelf")
+
+    def make(target: Path) -> None:
+        loader = next(package.glob("usr/lib/*/ld-linux-*"))
+        shutil.copy2(package / "usr/sbin/runc", target / "runc")
+        words = ("--set-interpreter", loader, "--set-rpath", loader.parent, target / "runc")
+        _run([*patchelf, *map(str, words)], "patching runc")
+
+    own = _made(folder() / RECENT / "runc-own-loader", make) / "runc"
+    if not _maps_owners(own):
+        raise Unavailable("runc: neither this machine's nor Debian's maps the owners of mounts")
+    return own
 
 
 def docker_registry() -> Path:
@@ -203,6 +226,12 @@ def _fetch_model(target: Path) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(name) as source, path.open("wb") as sink:
                     shutil.copyfileobj(source, sink, 1 << 20)
+
+
+def _maps_owners(program: Path) -> bool:
+    said = subprocess.run([program, "features"], capture_output=True, text=True, timeout=30, check=False)
+    features = json.loads(said.stdout) if said.returncode == 0 else {}
+    return bool(features.get("linux", {}).get("mountExtensions", {}).get("idmap", {}).get("enabled"))
 
 
 def _on_path(name: str) -> Path | None:

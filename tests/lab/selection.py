@@ -13,7 +13,6 @@ the lab has no systemd.
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -129,34 +128,6 @@ class Deployed(Containerd):
             plugin = self.deployed["proxy_plugins"]["modelvold"]
             own["proxy_plugins"] = {"modelvold": {**plugin, "capabilities": list(self._capabilities)}}
         return {"version": 3, **own}
-
-
-def runc_for_user_namespaces() -> Path:
-    """A runc that maps the owners of mounts (1.2 or later), without which Kubernetes gives pods no user namespace. Debian's needs a
-    recent C library and starts itself again by its own file: so it is a copy in which its own library and loader are written down.
-    Raises Unavailable."""
-    usual = debian.runc()
-    if _maps_owners(usual):
-        return usual
-    package = debian._unpacked(debian.RECENT, "runc", closed=True)
-    patchelf = debian._with_own_loader(debian.OLDEST, "patchelf", "patchelf")
-
-    def make(target: Path) -> None:
-        loader = next(package.glob("usr/lib/*/ld-linux-*"))
-        shutil.copy2(package / "usr/sbin/runc", target / "runc")
-        words = ("--set-interpreter", loader, "--set-rpath", loader.parent, target / "runc")
-        debian._run([*patchelf, *map(str, words)], "patching runc")
-
-    own = debian._made(debian.folder() / debian.RECENT / "runc-own-loader", make) / "runc"
-    if not _maps_owners(own):
-        raise debian.Unavailable("runc: neither this machine's nor Debian's maps the owners of mounts")
-    return own
-
-
-def _maps_owners(runc: Path) -> bool:
-    said = subprocess.run([runc, "features"], capture_output=True, text=True, timeout=30, check=False)
-    features = json.loads(said.stdout) if said.returncode == 0 else {}
-    return bool(features.get("linux", {}).get("mountExtensions", {}).get("idmap", {}).get("enabled"))
 
 
 def leaves(table: Mapping[str, Any], at: Keys = ()) -> Iterator[tuple[Keys, Any]]:

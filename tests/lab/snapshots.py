@@ -6,7 +6,7 @@ import os
 import stat
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import Self
 
 import grpc
 import pytest
-from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 from modelvold.errors import NotFound
 from modelvold.oci.digest import Digest
@@ -23,73 +22,13 @@ from modelvold.oci.document import Manifest, parse, to_json
 from modelvold.oci.modelpack import read
 from modelvold.oci.reference import Reference, Repository
 from modelvold.oci.synthetic import GivenSynthetic, Synthetic, synthesize
-from modelvold.rpc.gen import mount_pb2, snapshots_pb2, snapshots_pb2_grpc
+from modelvold.rpc.gen import mount_pb2
 from modelvold.rpc.server import Server
 from modelvold.rpc.snapshots import snapshots_door
 from modelvold.snapshot.snapshotter import Snapshotter
 from modelvold.store.database import Database
 
-Labels = Mapping[str, str]
-
-
-class SnapshotsClient:
-    """The ten verbs over a unix socket. Errors are grpc.RpcError."""
-
-    def __init__(self, address: Path) -> None:
-        self._channel = grpc.insecure_channel(f"unix:{address}")
-        self._stub = snapshots_pb2_grpc.SnapshotsStub(self._channel)
-
-    def __enter__(self) -> Self:
-        grpc.channel_ready_future(self._channel).result(timeout=10)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._channel.close()
-
-    def prepare(self, key: str, parent: str = "", labels: Labels | None = None) -> Sequence[mount_pb2.Mount]:
-        request = snapshots_pb2.PrepareSnapshotRequest(snapshotter="lab", key=key, parent=parent, labels=labels)
-        return list(self._stub.Prepare(request).mounts)
-
-    def view(self, key: str, parent: str = "", labels: Labels | None = None) -> Sequence[mount_pb2.Mount]:
-        request = snapshots_pb2.ViewSnapshotRequest(snapshotter="lab", key=key, parent=parent, labels=labels)
-        return list(self._stub.View(request).mounts)
-
-    def mounts(self, key: str) -> Sequence[mount_pb2.Mount]:
-        return list(self._stub.Mounts(snapshots_pb2.MountsRequest(key=key)).mounts)
-
-    def commit(self, name: str, key: str, labels: Labels | None = None, parent: str = "") -> None:
-        self._stub.Commit(snapshots_pb2.CommitSnapshotRequest(name=name, key=key, labels=labels, parent=parent))
-
-    def remove(self, key: str) -> None:
-        self._stub.Remove(snapshots_pb2.RemoveSnapshotRequest(key=key))
-
-    def stat(self, key: str) -> snapshots_pb2.Info:
-        return self._stub.Stat(snapshots_pb2.StatSnapshotRequest(key=key)).info
-
-    def update(self, info: snapshots_pb2.Info, *paths: str) -> snapshots_pb2.Info:
-        mask = FieldMask(paths=paths) if paths else None
-        return self._stub.Update(snapshots_pb2.UpdateSnapshotRequest(info=info, update_mask=mask)).info
-
-    def walk(self, *filters: str) -> Iterator[snapshots_pb2.Info]:
-        """As they come."""
-        for answer in self._stub.List(snapshots_pb2.ListSnapshotsRequest(filters=filters)):
-            yield from answer.info
-
-    def list(self, *filters: str) -> Sequence[snapshots_pb2.Info]:
-        return [*self.walk(*filters)]
-
-    def messages(self) -> Sequence[snapshots_pb2.ListSnapshotsResponse]:
-        """Of a List of all."""
-        return list(self._stub.List(snapshots_pb2.ListSnapshotsRequest()))
-
-    def usage(self, key: str) -> tuple[int, int]:
-        answer = self._stub.Usage(snapshots_pb2.UsageRequest(key=key))
-        return answer.size, answer.inodes
-
-    def cleanup(self) -> None:
-        self._stub.Cleanup(snapshots_pb2.CleanupRequest())
+from tests.lab.services import Snapshots
 
 
 @dataclass
@@ -194,14 +133,14 @@ class SnapshotsLab:
         self.address = root / "run" / "modelvold.sock"
         self._life = ExitStack()
         self.snapshotter: Snapshotter
-        self.client: SnapshotsClient
+        self.client: Snapshots
 
     def __enter__(self) -> Self:
         database = Database(self.root / "catalog.db")
         self._life.callback(database.close)
         self.snapshotter = Snapshotter(self.root, database, self.shelf, self.shelf)
         self._life.enter_context(Server(self.address, [snapshots_door(self.snapshotter)]))
-        self.client = self._life.enter_context(SnapshotsClient(self.address))
+        self.client = self._life.enter_context(Snapshots(self.address))
         return self
 
     def __exit__(

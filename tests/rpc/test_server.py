@@ -15,7 +15,8 @@ from modelvold.errors import InvalidInput, Refused
 from modelvold.rpc.gen import snapshots_pb2
 from modelvold.rpc.server import Server
 
-from tests.lab.snapshots import SnapshotsClient, SnapshotsLab, rpc_threads
+from tests.lab.services import Snapshots
+from tests.lab.snapshots import SnapshotsLab, rpc_threads
 
 
 @pytest.fixture
@@ -134,7 +135,7 @@ def test_the_socket_goes_first_and_calls_under_way_may_end(tmp_path: Path) -> No
     lab.shelf.opening = opening
     with ThreadPoolExecutor(1) as caller, ExitStack() as beside:
         with lab:
-            client = beside.enter_context(SnapshotsClient(lab.address))
+            client = beside.enter_context(Snapshots(lab.address))
             call = caller.submit(client.prepare, "extract", "", pull.labels)
             assert arrived.wait(60)
         error = call.exception(60)

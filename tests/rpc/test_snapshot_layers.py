@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.snapshots import SnapshotsClient, SnapshotsLab, mounted, settled_lab, tree, write
+from tests.lab.services import Snapshots
+from tests.lab.snapshots import SnapshotsLab, mounted, settled_lab, tree, write
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def lab(tmp_path: Path) -> Iterator[SnapshotsLab]:
 
 
 @pytest.fixture
-def client(lab: SnapshotsLab) -> SnapshotsClient:
+def client(lab: SnapshotsLab) -> Snapshots:
     return lab.client
 
 
@@ -79,7 +80,7 @@ def test_a_view_cannot_be_written(lab: SnapshotsLab, layers: int) -> None:
         (at / "x").touch()
 
 
-def test_usage(lab: SnapshotsLab, client: SnapshotsClient) -> None:
+def test_usage(lab: SnapshotsLab, client: Snapshots) -> None:
     with mounted(client.prepare("a"), lab.root / "at") as at:
         (at / "file").write_bytes(b"x" * 100_000)
         os.sync()
@@ -94,7 +95,7 @@ def test_usage(lab: SnapshotsLab, client: SnapshotsClient) -> None:
     assert client.usage("b")[1] == 1
 
 
-def test_cleanup_takes_what_is_removed_and_nothing_else(lab: SnapshotsLab, client: SnapshotsClient) -> None:
+def test_cleanup_takes_what_is_removed_and_nothing_else(lab: SnapshotsLab, client: Snapshots) -> None:
     def folders() -> set[str]:
         return {path.name for path in (lab.root / "snapshots").iterdir() if path.name.isdecimal()}
 

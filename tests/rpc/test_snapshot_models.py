@@ -13,7 +13,8 @@ from modelvold.errors import Unreachable
 from modelvold.rpc.gen import snapshots_pb2
 from modelvold.snapshot.models import LONGEST_WAIT, MOST_WAITING
 
-from tests.lab.snapshots import SnapshotsClient, SnapshotsLab, mounted, names, refused, settled_lab
+from tests.lab.services import Snapshots
+from tests.lab.snapshots import SnapshotsLab, mounted, names, refused, settled_lab
 
 COMMITTED = snapshots_pb2.COMMITTED
 IMAGE_VOLUME = "k8s.io/43//run/containerd/io.containerd.grpc.v1.cri/image-volumes/sandbox/abc"
@@ -26,11 +27,11 @@ def lab(tmp_path: Path) -> Iterator[SnapshotsLab]:
 
 
 @pytest.fixture
-def client(lab: SnapshotsLab) -> SnapshotsClient:
+def client(lab: SnapshotsLab) -> Snapshots:
     return lab.client
 
 
-def test_a_models_layer_is_there_at_once(lab: SnapshotsLab, client: SnapshotsClient) -> None:
+def test_a_models_layer_is_there_at_once(lab: SnapshotsLab, client: Snapshots) -> None:
     pull = lab.shelf.give("registry.example/a/model")
     assert "stands for a model" in refused(
         grpc.StatusCode.ALREADY_EXISTS, client.prepare, "k8s.io/1/extract-1 x", "", pull.labels
@@ -52,7 +53,7 @@ def test_a_models_layer_is_there_at_once(lab: SnapshotsLab, client: SnapshotsCli
     assert [info.name for info in client.list()] == [pull.target]
 
 
-def test_who_uses_a_model_sees_its_volume(lab: SnapshotsLab, client: SnapshotsClient) -> None:
+def test_who_uses_a_model_sees_its_volume(lab: SnapshotsLab, client: Snapshots) -> None:
     pull = lab.shelf.give("registry.example/a/model")
     refused(grpc.StatusCode.ALREADY_EXISTS, client.prepare, "extract", "", pull.labels)
     volume = lab.shelf.folder / pull.original.hex
@@ -81,7 +82,7 @@ def test_who_uses_a_model_sees_its_volume(lab: SnapshotsLab, client: SnapshotsCl
         assert (at / "model.bin").read_bytes() == weights
 
 
-def test_labels_that_prove_nothing_ask_nobody(lab: SnapshotsLab, client: SnapshotsClient) -> None:
+def test_labels_that_prove_nothing_ask_nobody(lab: SnapshotsLab, client: Snapshots) -> None:
     mine, theirs = lab.shelf.give("registry.example/mine/m"), lab.shelf.give("registry.example/theirs/m", "secret")
     stolen = mine.labels | {label: theirs.labels[label] for label in mine.labels if "modelvold" in label}
     text = refused(grpc.StatusCode.FAILED_PRECONDITION, client.prepare, "extract", "", stolen)
@@ -97,14 +98,14 @@ def test_labels_that_prove_nothing_ask_nobody(lab: SnapshotsLab, client: Snapsho
     assert [info.name for info in client.list()] == ["base"]
 
 
-def test_an_ordinary_layers_target_is_prepared_as_any_other(client: SnapshotsClient) -> None:
+def test_an_ordinary_layers_target_is_prepared_as_any_other(client: Snapshots) -> None:
     labels = {"containerd.io/snapshot.ref": "sha256:abc"}
     assert client.prepare("extract-1 sha256:abc", "", labels)[0].type == "bind"
     client.commit("sha256:abc", "extract-1 sha256:abc", labels)
     assert dict(client.stat("sha256:abc").labels) == labels
 
 
-def test_no_container_sees_an_empty_model(client: SnapshotsClient) -> None:
+def test_no_container_sees_an_empty_model(client: Snapshots) -> None:
     for ask in (client.prepare, client.view):
         text = refused(grpc.StatusCode.FAILED_PRECONDITION, ask, IMAGE_VOLUME)
         assert "around the façade" in text
@@ -113,7 +114,7 @@ def test_no_container_sees_an_empty_model(client: SnapshotsClient) -> None:
     assert client.list() == []
 
 
-def test_what_keeps_a_model_from_opening_is_said(lab: SnapshotsLab, client: SnapshotsClient) -> None:
+def test_what_keeps_a_model_from_opening_is_said(lab: SnapshotsLab, client: Snapshots) -> None:
     pull = lab.shelf.give("registry.example/a/model")
 
     def fail() -> None:
@@ -149,7 +150,7 @@ class _Held:
         self._go.set()
 
 
-def test_one_target_is_opened_once(lab: SnapshotsLab, client: SnapshotsClient) -> None:
+def test_one_target_is_opened_once(lab: SnapshotsLab, client: Snapshots) -> None:
     pull = lab.shelf.give("registry.example/a/model")
     held = _Held(lab)
     with ThreadPoolExecutor(8) as callers:
@@ -164,7 +165,7 @@ def test_one_target_is_opened_once(lab: SnapshotsLab, client: SnapshotsClient) -
     assert len(lab.shelf.opened) == 1
 
 
-def test_many_stuck_prepares_stop_nobody_else(lab: SnapshotsLab, client: SnapshotsClient) -> None:
+def test_many_stuck_prepares_stop_nobody_else(lab: SnapshotsLab, client: Snapshots) -> None:
     pulls = [lab.shelf.give(f"registry.example/m{number}/model") for number in range(MOST_WAITING + 1)]
     held = _Held(lab)
     with ThreadPoolExecutor(MOST_WAITING) as callers:
@@ -187,7 +188,7 @@ def test_many_stuck_prepares_stop_nobody_else(lab: SnapshotsLab, client: Snapsho
     assert len(client.list()) == MOST_WAITING
 
 
-def test_cleanup_says_which_volumes_are_used(lab: SnapshotsLab, client: SnapshotsClient) -> None:
+def test_cleanup_says_which_volumes_are_used(lab: SnapshotsLab, client: Snapshots) -> None:
     pulls = [lab.shelf.give(f"registry.example/{name}/model", name) for name in ("a", "b")]
     for pull in pulls:
         refused(grpc.StatusCode.ALREADY_EXISTS, client.prepare, "extract", "", pull.labels)
@@ -198,7 +199,7 @@ def test_cleanup_says_which_volumes_are_used(lab: SnapshotsLab, client: Snapshot
     assert lab.shelf.unmounted == [{pulls[0].original.hex}]
 
 
-def test_a_volume_that_is_lost_leaves_no_snapshot(lab: SnapshotsLab, client: SnapshotsClient) -> None:
+def test_a_volume_that_is_lost_leaves_no_snapshot(lab: SnapshotsLab, client: Snapshots) -> None:
     pull = lab.shelf.give("registry.example/a/model")
     refused(grpc.StatusCode.ALREADY_EXISTS, client.prepare, "extract", "", pull.labels)
     lab.shelf.ids.clear()

@@ -9,7 +9,8 @@ import grpc
 import pytest
 from modelvold.rpc.gen import snapshots_pb2
 
-from tests.lab.snapshots import SnapshotsClient, SnapshotsLab, refused, settled_lab
+from tests.lab.services import Snapshots
+from tests.lab.snapshots import SnapshotsLab, refused, settled_lab
 
 KEEP = {"containerd.io/gc.root": "here"}
 
@@ -21,7 +22,7 @@ def lab(tmp_path: Path) -> Iterator[SnapshotsLab]:
 
 
 @pytest.fixture
-def client(lab: SnapshotsLab) -> SnapshotsClient:
+def client(lab: SnapshotsLab) -> Snapshots:
     return lab.client
 
 
@@ -62,7 +63,7 @@ def test_names_and_numbers_are_containerds() -> None:
     assert dict(snapshots_pb2.Kind.items()) == {"UNKNOWN": 0, "VIEW": 1, "ACTIVE": 2, "COMMITTED": 3}
 
 
-def test_a_key_is_taken_once(client: SnapshotsClient) -> None:
+def test_a_key_is_taken_once(client: Snapshots) -> None:
     client.prepare("p")
     client.commit("c", "p")
     client.prepare("key", "c")
@@ -73,7 +74,7 @@ def test_a_key_is_taken_once(client: SnapshotsClient) -> None:
     refused(grpc.StatusCode.ALREADY_EXISTS, client.commit, "key", "key")
 
 
-def test_kinds_and_parents(client: SnapshotsClient) -> None:
+def test_kinds_and_parents(client: Snapshots) -> None:
     client.prepare("a")
     client.view("v")
     refused(grpc.StatusCode.NOT_FOUND, client.prepare, "x", "missing")
@@ -90,7 +91,7 @@ def test_kinds_and_parents(client: SnapshotsClient) -> None:
     assert [info.name for info in client.list()] == ["c", "v"]
 
 
-def test_mounts_are_found_again(lab: SnapshotsLab, client: SnapshotsClient) -> None:
+def test_mounts_are_found_again(lab: SnapshotsLab, client: Snapshots) -> None:
     lab.layer("c", "", lambda _: None)
     asked = {"a": client.prepare("a", "c"), "v": client.view("v", "c"), "n": client.prepare("n")}
     assert {key: client.mounts(key) for key in asked} == asked
@@ -98,7 +99,7 @@ def test_mounts_are_found_again(lab: SnapshotsLab, client: SnapshotsClient) -> N
     assert {key: lab.client.mounts(key) for key in asked} == asked
 
 
-def test_commit_replaces_labels_and_may_choose_a_parent(client: SnapshotsClient) -> None:
+def test_commit_replaces_labels_and_may_choose_a_parent(client: Snapshots) -> None:
     client.prepare("a", "", {"old": "1"})
     client.commit("base", "a", {"new": "1", "empty": ""})
     assert dict(client.stat("base").labels) == {"new": "1"}
@@ -112,7 +113,7 @@ def test_commit_replaces_labels_and_may_choose_a_parent(client: SnapshotsClient)
     assert client.stat("same").parent == "top"
 
 
-def test_one_label_or_all_and_nothing_else_can_be_changed(client: SnapshotsClient) -> None:
+def test_one_label_or_all_and_nothing_else_can_be_changed(client: Snapshots) -> None:
     client.prepare("a", "", {"old": "1"})
     dotted = snapshots_pb2.Info(name="a", labels={"a.b/c": "1"})
     assert dict(client.update(dotted, "labels.a.b/c").labels) == {"old": "1", "a.b/c": "1"}
@@ -122,11 +123,11 @@ def test_one_label_or_all_and_nothing_else_can_be_changed(client: SnapshotsClien
     refused(grpc.StatusCode.NOT_FOUND, client.update, snapshots_pb2.Info(name="missing"))
 
 
-def test_what_was_never_there_can_be_removed(client: SnapshotsClient) -> None:
+def test_what_was_never_there_can_be_removed(client: Snapshots) -> None:
     client.remove("never was")
 
 
-def test_times_are_exact_everywhere_and_for_ever(lab: SnapshotsLab, client: SnapshotsClient) -> None:
+def test_times_are_exact_everywhere_and_for_ever(lab: SnapshotsLab, client: Snapshots) -> None:
     client.prepare("a", "", KEEP)
     updated = client.update(snapshots_pb2.Info(name="a", labels={"l": "ä"}))
     assert [updated] == client.list() == [client.stat("a")]
@@ -134,11 +135,11 @@ def test_times_are_exact_everywhere_and_for_ever(lab: SnapshotsLab, client: Snap
     assert [updated] == lab.client.list() == [lab.client.stat("a")]
 
 
-def test_long_lists_come_in_pieces_and_bad_filters_not_at_all(client: SnapshotsClient) -> None:
+def test_long_lists_come_in_pieces_and_bad_filters_not_at_all(client: Snapshots) -> None:
     """Of a mebibyte at most, which every client takes; but for a snapshot that is larger alone."""
     for number, length in enumerate((500_000, 500_000, 10, 2_000_000, 10)):
         client.view(f"v{number}", "", {"long": "l" * length})
-    found = client.messages()
+    found = list(client.messages())
     assert [[info.name for info in message.info] for message in found] == [["v0", "v1", "v2"], ["v3"], ["v4"]]
     assert [info for message in found for info in message.info] == [client.stat(f"v{n}") for n in range(5)]
     assert "filter 'name='" in refused(grpc.StatusCode.INVALID_ARGUMENT, client.list, "name=")

@@ -13,7 +13,7 @@ from modelvold.oci.synthetic import LABEL_MANIFEST, LABEL_REFERENCE
 from tests.lab import documents
 from tests.lab.daemon import Daemon
 from tests.lab.push import Pushed
-from tests.lab.snapshots import SnapshotsClient
+from tests.lab.services import Snapshots
 from tests.system.node import Node, node, ok, status_of
 
 pytestmark = pytest.mark.system
@@ -79,7 +79,7 @@ def _shows(here: Node, model: Pushed) -> None:
     """Its own reference and digest, to operators and to containerd's."""
     (volume,) = status_of(here.daemon)["volumes"]
     assert (volume["reference"], volume["manifest"]) == (model.reference, model.digest)
-    with SnapshotsClient(here.daemon.socket) as client:
+    with Snapshots(here.daemon.socket) as client:
         (info,) = client.list(f'labels."{LABEL_MANIFEST}"')
     assert (info.labels[LABEL_REFERENCE], info.labels[LABEL_MANIFEST]) == (model.pinned, model.digest)
 

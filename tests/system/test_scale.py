@@ -36,9 +36,9 @@ from tests.lab.content import digest_of
 from tests.lab.daemon import Daemon, Settings
 from tests.lab.documents import tar_layer
 from tests.lab.lister import lists
-from tests.lab.metadata import Snapshots
 from tests.lab.mounts import mounted
 from tests.lab.program import wait_until
+from tests.lab.services import Snapshots
 from tests.lab.snapshots import Pull
 from tests.system.bad_stage import put_model
 

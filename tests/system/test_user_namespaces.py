@@ -21,7 +21,7 @@ from tests.lab.cri import Cri, Pod, UserIds
 from tests.lab.daemon import Daemon, Settings
 from tests.lab.push import Pushed
 from tests.lab.registry import Registry
-from tests.lab.selection import NODE_DEFAULT, Deployed, runc_for_user_namespaces
+from tests.lab.selection import NODE_DEFAULT, Deployed
 
 pytestmark = pytest.mark.system
 
@@ -61,7 +61,7 @@ class Stage:
 def stage(folder: Path, capabilities: tuple[str, ...]) -> Iterator[Stage]:
     """Nothing may have to be taken down by force."""
     try:
-        runc = runc_for_user_namespaces()
+        runc = debian.runc_for_user_namespaces()
     except debian.Unavailable as reason:
         pytest.skip(str(reason))
     folder.chmod(0o711)  # what the host calls nobody in particular is root inside, and must come by here
