@@ -103,6 +103,8 @@ def test_commit_replaces_labels_and_may_choose_a_parent(client: Snapshots) -> No
     client.prepare("a", "", {"old": "1"})
     client.commit("base", "a", {"new": "1", "empty": ""})
     assert dict(client.stat("base").labels) == {"new": "1"}
+    client.prepare("above", "base")
+    assert not client.stat("above").labels
     client.prepare("b")
     refused(grpc.StatusCode.NOT_FOUND, client.commit, "top", "b", None, "missing")
     client.commit("top", "b", None, "base")
