@@ -143,13 +143,15 @@ def _build(config: Config, house: ExitStack, notify: Notify, handover: Handover)
     house.enter_context(lending)
     status = Status(store, lending, table, gate, facade=listen, prefetch=config.fetch.prefetch, backend_reason=reason)
     doors = [control_door(_Operator(lending, status))]
+    in_use = {*store.catalog.placed().values()}
     if not config.for_user:
         snapshotter = Snapshotter(store.root, store.database, lending, store.given, lending.lending)
         lending.ask_users_of(lambda volume: [info.name for info in snapshotter.users_of(volume)])
-        lending.restore(snapshotter.volumes())
+        in_use.update(snapshotter.volumes())
         status.ask_snapshots(snapshotter.counts)
         house.callback(snapshotter.tell_what_stays)
         doors.append(snapshots_door(snapshotter))
+    lending.restore(in_use)
     if config.facade.listen:
         where = config.facade.listen
         house.enter_context(Facade((where.host, where.port), client, store.given, ours))

@@ -141,7 +141,7 @@ def test_listeners_can_be_off(tmp_path: Path) -> None:
         ('[store]\nverify = "never"', "store.verify", '"segment"'),
         ("[store]\nkept = 1", "store.kept", "root, quota, reserve, keep, verify, scrub"),
         ('[registry]\ndocker_config = "~/x"', "registry.docker_config", "absolute path"),
-        ('[mount]\nbackend = "fuse"', "mount.backend", '"lazy"'),
+        ('[mount]\nbackend = "nfs"', "mount.backend", '"lazy"'),
         ('[mount]\nselinux = "container_ro_file_t"', "mount.selinux", "system_u:object_r"),
         ('[mount]\nselinux = "u:r:t:s0\\",rw"', "mount.selinux", "system_u:object_r"),
         ('[facade]\nlisten = "0.0.0.0:7878"', "facade.listen", "loopback"),

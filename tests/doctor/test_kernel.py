@@ -13,6 +13,7 @@ LINKS = Tried("hard links", True, frozenset({found.DIRECTORY}), "", "another fil
 BINDS = Tried(found.BINDS, True, frozenset(), "", "root")
 EROFS = Tried("EROFS on files", True, frozenset({found.LAZY, found.COMPLETE}), "", "Linux 6.12")
 EVENTS = Tried("events", True, frozenset({found.LAZY}), "", "Linux 6.14")
+FUSE = Tried("FUSE", True, frozenset({found.FUSE}), "", "fusermount3, from the package fuse3")
 
 
 def failing(tried: Tried, seen: str = "Operation not permitted") -> Tried:
@@ -59,6 +60,27 @@ def test_each_better_backend_has_its_mend() -> None:
     )
     assert backend(LINKS, failing(EROFS))[2] == "for lazy and complete: Linux 6.12"
     assert levels(failing(BINDS), LINKS, EROFS)["bind mounts"] == "warn"
+    level, seen, mend = backend(LINKS, failing(EROFS), failing(FUSE, "fusermount3 is not on PATH"))
+    assert level == "warn"
+    assert seen == (
+        "directory, which shows a model as a plain folder when all of it is here; lazy and complete do not work: "
+        "EROFS on files: Operation not permitted; fuse does not work: FUSE: fusermount3 is not on PATH"
+    )
+    assert mend == "for lazy and complete: Linux 6.12\nfor fuse: fusermount3, from the package fuse3"
+
+
+def test_fuse_shows_a_model_lazily_where_the_kernel_does_not() -> None:
+    level, seen, mend = backend(LINKS, failing(EROFS), FUSE)
+    assert (level, mend) == ("warn", "for lazy: Linux 6.12")
+    assert seen.startswith("fuse, which serves models by a process of its own, lazily; lazy does not work: ")
+
+
+def test_what_only_a_worse_backend_lacks_is_no_warning() -> None:
+    lines = kernel.check("6.18.0", "x86_64", Findings((LINKS, EROFS, EVENTS, failing(FUSE))), "auto")
+    said = {line.what: line for line in lines}
+    assert {line.level for line in said.values()} == {Level.OK}
+    assert said["FUSE"].seen == "no: Operation not permitted; lazy works, and needs none of it"
+    assert levels(LINKS, EROFS, EVENTS, failing(FUSE), wanted="fuse")["FUSE"] == "bad"
 
 
 @pytest.mark.parametrize(

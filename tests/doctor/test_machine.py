@@ -53,6 +53,10 @@ def folder() -> Iterator[Path]:
         shutil.rmtree(made)
 
 
+#: Which needs nothing of the store's file system, and no more of root than a user namespace has.
+HAS_FUSE = Path("/dev/fuse").exists()
+
+
 def tree(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
@@ -100,6 +104,23 @@ def test_without_the_right_to_mount(folder: Path) -> None:
     assert "Linux 6.12" in examined.line("backend").mend
 
 
+NO_DEVICES = "mount -t tmpfs -o mode=755 tmpfs /dev; mknod -m 666 /dev/null c 1 3"
+
+
+def test_without_the_device_of_fuse(folder: Path) -> None:
+    """Where nothing better works it is what is missing; where `lazy` works nobody is told to have it."""
+    hidden = mounted_first(NO_DEVICES, folder)
+    line = examine(*places(folder), under=(*hidden, *WITHOUT_SYS_ADMIN)).line("reads through FUSE")
+    assert (line.level, line.seen) == ("warn", "/dev/fuse: No such file or directory")
+    assert line.mend == "it takes /dev/fuse: `modprobe fuse`; in a container, that device"
+    if not needs.missing_for_lazy(folder):
+        examined = examine(*places(folder), under=hidden)
+        line = examined.line("reads through FUSE")
+        assert (examined.report.backend, line.level) == ("lazy", "ok")
+        assert line.seen == "no: /dev/fuse: No such file or directory; lazy works, and needs none of it"
+    assert tree(folder) == []
+
+
 def test_a_setting_that_this_machine_cannot_keep(folder: Path) -> None:
     (folder / "settings.toml").write_text('[mount]\nbackend = "lazy"\n')
     examined = examine(*places(folder), "--config", folder / "settings.toml", under=WITHOUT_SYS_ADMIN)
@@ -111,7 +132,7 @@ def test_root_of_a_user_namespace(folder: Path) -> None:
     examined = examine(*places(folder), under=("unshare", "--user", "--map-root-user", "--mount"))
     assert tree(folder) == []
     assert examined.line("root").level == "warn"
-    assert examined.report.backend == "directory"
+    assert examined.report.backend == ("fuse" if HAS_FUSE else "directory")
 
 
 def test_somebody_else(folder: Path) -> None:
@@ -122,11 +143,17 @@ def test_somebody_else(folder: Path) -> None:
         "XDG_RUNTIME_DIR": "",
         "XDG_CONFIG_HOME": "",
         "XDG_STATE_HOME": "",
+        "PATH": "/nowhere",
     }
-    examined = examine(under=NOBODY, **home)
+    examined = examine(under=(shutil.which("setpriv") or "setpriv", *NOBODY[1:]), **home)
     assert tree(folder) == []
     assert examined.status == 0
     assert examined.report.backend == "directory"
+    if HAS_FUSE:
+        assert examined.line("reads through FUSE").level == "warn"
+        assert examined.line("reads through FUSE").seen == "fusermount3 is not on PATH"
+        assert examined.line("reads through FUSE").mend == "it takes fusermount3, from the package fuse3"
+        assert "for fuse: fusermount3, from the package fuse3" in examined.line("backend").mend
     assert examined.line("root").seen.startswith("no: user 65534")
     assert "modelvold serve --user" in examined.line("root").mend
     assert examined.line("folder").seen.startswith(f"{folder}/.local/share/modelvold, not there yet")
@@ -149,7 +176,7 @@ def test_a_store_in_memory(folder: Path) -> None:
     assert tree(folder) == ["store"]
     assert examined.line("folder").seen == f"{folder}/store"
     assert "empty after a reboot" in examined.line("file system").seen
-    assert examined.report.backend == "directory"
+    assert examined.report.backend == ("fuse" if HAS_FUSE else "directory")
     assert "ext4" in examined.line("file system").mend
 
 
@@ -161,7 +188,8 @@ def test_a_store_on_an_overlay(folder: Path) -> None:
     assert {"store", "upper"} <= set(tree(folder)) <= {"lower", "store", "upper", "work", "work/work"}
     assert examined.line("file system").level == "warn"
     assert examined.line("file system").seen.startswith("overlay: not durable")
-    assert examined.report.backend in {"complete", "directory"}  # by kernel: EROFS on a file of an overlay, or none
+    # Without FUSE by kernel: EROFS on a file of an overlay, or none.
+    assert examined.report.backend in ({"fuse"} if HAS_FUSE else {"complete", "directory"})
 
 
 @pytest.mark.parametrize("has_journal", [True, False])

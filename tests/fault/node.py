@@ -35,6 +35,7 @@ from tests.fault.killer import Board
 from tests.fault.remains import Sources, part_of
 from tests.fault.tally import Tally
 from tests.lab import documents
+from tests.lab.backends import FUSE, LAZY, Backend
 from tests.lab.content import Content, Generated, digest_of, size_of
 from tests.lab.daemon import Daemon
 from tests.lab.mounts import mounted, unmount_below
@@ -132,21 +133,24 @@ class Node:
         board: Board,
         tally: Tally,
         image: Path | None = None,
+        backend: Backend = LAZY,
     ) -> None:
         """`image`: of the disk whose power the board may order to be cut."""
         self.registry = registry
         self.models = models
         self.board = board
         self.tally = tally
+        self.backend = backend
         self._here = folder / "mnt"
         self._readers: dict[str, Reader] = {}
+        self._asked: dict[str, list[Piece]] = {}  # and not heard
         self._is_clean = True
         self.daemon = Daemon(
             folder / "daemon",
             {
                 "fetch": {"prefetch": False, "connections": 4},
                 "store": {"quota": f"{QUOTA >> 20} MiB"},
-                "mount": {"backend": "lazy"},
+                "mount": backend.setting,
             },
             python=board.python(image),
         )
@@ -155,6 +159,16 @@ class Node:
     @property
     def root(self) -> Path:
         return self.daemon.root
+
+    @property
+    def own_mount(self) -> Path:
+        """The one that there is without a volume."""
+        return self.daemon.run / ("fuse" if self._is_patient else "store")
+
+    @property
+    def _is_patient(self) -> bool:
+        """Whether who reads missing bytes waits for the next daemon. Else it is EIO when there is none."""
+        return self.backend is FUSE
 
     @property
     def sources(self) -> Sources:
@@ -197,24 +211,37 @@ class Node:
 
     def restart_while_reading(self, name: str) -> None:
         """Killed while it fetches for a reader, and started."""
-        reader, pieces = self._reader(name), self._pieces(name)
-        reader.ask(pieces)
+        self._ask(name, self._pieces(name))
         time.sleep(random.uniform(0.005, 0.1))
         self.daemon.kill9()
-        self._read(name, pieces, reader.answers(), may_be_denied=True)
+        if not self._is_patient:
+            self._hear(name, may_be_denied=True)
         if not self.has_died:
             self.daemon.start()
+        if self._is_patient:
+            self._hear(name)
 
     # -- as who reads
 
     def read(self, name: str, share: float = 1.0, *, may_be_denied: bool = False) -> None:
         """Of every file, in random pieces and order; a `share` of them."""
         pieces = self._pieces(name)
-        pieces = pieces[: max(1, int(share * len(pieces)))]
-        self._read(name, pieces, self._reader(name).read(pieces), may_be_denied=may_be_denied)
+        self._ask(name, pieces[: max(1, int(share * len(pieces)))])
+        self._hear(name, may_be_denied=may_be_denied)
 
-    def read_all(self, *, may_be_denied: bool) -> None:
+    def read_without_daemon(self) -> None:
+        """What is mounted: it may be EIO; or it is waited for, until the next `read_all`."""
+        if not self._is_patient:
+            self.read_all(may_be_denied=True)
+            return
+        for name in self._readers:
+            if name not in self._asked:
+                self._ask(name, self._pieces(name))
+
+    def read_all(self, *, may_be_denied: bool = False) -> None:
         """Of all that is mounted, whoever mounted it: by those who have it open already, or by somebody new."""
+        for name in list(self._asked):
+            self._hear(name, may_be_denied=may_be_denied)
         points = {mount.point for mount in mounted(self.daemon.run)}
         for name, model in self.models.items():
             if str(at := self.daemon.run / "volumes" / model.volume) not in points:
@@ -222,12 +249,26 @@ class Node:
             pieces = self._pieces(name)
             with ExitStack() as new:
                 reader = self._readers.get(name) or new.enter_context(Reader([at / path for path in model.files]))
-                self._read(name, pieces, reader.read(pieces), may_be_denied=may_be_denied)
+                self._check(name, pieces, reader.read(pieces), may_be_denied=may_be_denied)
+
+    def _ask(self, name: str, pieces: list[Piece]) -> None:
+        if name in self._asked:
+            self._hear(name)
+        self._reader(name).ask(pieces)
+        self._asked[name] = pieces
+
+    def _hear(self, name: str, *, may_be_denied: bool = False) -> None:
+        """What was asked. Raises TimeoutError once the daemon has died for which it waits; it is to be heard later."""
+        reader = self._readers[name]
+        while self._is_patient and not reader.has_answered(0.05):
+            if self.has_died:
+                raise TimeoutError(f"{name} waits for the next daemon")
+        self._check(name, self._asked.pop(name), reader.answers(), may_be_denied=may_be_denied)
 
     def _pieces(self, name: str) -> list[Piece]:
         return random_pieces(random.Random(), [size_of(content) for content in self.models[name].files.values()], 2)
 
-    def _read(self, name: str, pieces: Sequence[Piece], answers: Sequence[Answer], *, may_be_denied: bool) -> None:
+    def _check(self, name: str, pieces: Sequence[Piece], answers: Sequence[Answer], *, may_be_denied: bool) -> None:
         contents = list(self.models[name].files.values())
         _, denied = self.tally.read(pieces, answers, lambda file, at, length: part_of(contents[file], at, length))
         assert may_be_denied or self.has_died or not denied, f"EIO from a daemon that lives: {denied}"
@@ -239,6 +280,7 @@ class Node:
         return self._readers[name]
 
     def _let_go(self, name: str) -> None:
+        self._asked.pop(name, None)
         if reader := self._readers.pop(name, None):
             reader.__exit__(None, None, None)
 

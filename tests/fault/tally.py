@@ -6,7 +6,8 @@ none was seen, not that nobody looked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import errno
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from tests.lab.reader import Answer, Piece, check
@@ -14,8 +15,8 @@ from tests.lab.reader import Answer, Piece, check
 
 @dataclass
 class Tally:
-    """`denied` counts reads that ended with EIO; `compared` and `wrong` are bytes; `truncating` the power cuts after which something
-    that was on the disk had to go."""
+    """`denied` counts reads that ended with an error, where they may; `compared` and `wrong` are bytes; `truncating` the power cuts after
+    which something that was on the disk had to go."""
 
     kills: int = 0
     restarts: int = 0
@@ -51,7 +52,11 @@ class Tally:
         raise AssertionError(f"wrong bytes: {wrong} of {len(expected)} in {what}")
 
     def read(
-        self, pieces: Sequence[Piece], answers: Sequence[Answer], source: Callable[[int, int, int], bytes]
+        self,
+        pieces: Sequence[Piece],
+        answers: Sequence[Answer],
+        source: Callable[[int, int, int], bytes],
+        errors: Collection[int] = (errno.EIO,),
     ) -> tuple[list[Piece], list[Piece]]:
         """What a reader was given: as `tests.lab.reader.check`, with every piece counted before it raises."""
         right: list[Piece] = []
@@ -59,7 +64,7 @@ class Tally:
         failed: list[str] = []
         for piece, answer in zip(pieces, answers, strict=True):
             try:
-                found = check([piece], [answer], source)
+                found = check([piece], [answer], source, errors)
             except AssertionError as error:
                 failed.append(str(error))
                 if "wrong bytes" in failed[-1]:
@@ -79,6 +84,6 @@ class Tally:
     def __str__(self) -> str:
         return (
             f"{self.kills} kills, {self.restarts} restarts, {self.cuts} power cuts ({self.truncating} truncated something), "
-            f"{self.faults} faults; {self.compared / (1 << 30):.1f} GiB compared, {self.denied} reads ended with EIO, "
+            f"{self.faults} faults; {self.compared / (1 << 30):.1f} GiB compared, {self.denied} reads ended with an error, "
             f"wrong bytes: {self.wrong}"
         )

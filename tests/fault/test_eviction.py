@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from tests.fault.tally import Tally
+from tests.lab.backends import FUSE, LAZY, Backend
 from tests.lab.content import Generated
-from tests.lab.daemon import Daemon
+from tests.lab.daemon import Daemon, Settings
 from tests.lab.reader import Piece, Reader
 from tests.lab.registry import Registry
 
@@ -61,20 +62,31 @@ def _forget_pages(paths: list[Path]) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def test_half_a_model_is_evicted_under_eight_mapped_readers(folder: Path, tally: Tally) -> None:
+@pytest.mark.parametrize("backend", [LAZY, FUSE], ids=str)
+def test_half_a_model_is_evicted_under_eight_mapped_readers(folder: Path, tally: Tally, backend: Backend) -> None:
     """Must-show 2: complete, the daemon restarted, freshly mounted. The segments were complete when EROFS opened them, and are
-    evicted all the same; whoever reads them waits until they are fetched again, and nobody gets an error."""
+    evicted all the same; whoever reads them waits until they are fetched again, and nobody gets an error.
+
+    By FUSE the model is mounted before it is complete: whoever comes afterwards is shown it by EROFS, where nothing may be missing."""
     here, there = folder / "mnt", folder / "other"
     here.mkdir()
     there.mkdir()
     with Registry(folder / "registry") as registry:
         model, other = registry.push.model(_FILES), registry.push.model(_OTHER, "models/other")
-        settings = {"fetch": {"prefetch": False}, "store": {"quota": f"{_SIZE + 8 * _MIB} B", "reserve": ""}}
+        settings: Settings = {
+            "fetch": {"prefetch": False},
+            "store": {"quota": f"{_SIZE + 8 * _MIB} B", "reserve": ""},
+            "mount": backend.setting,
+        }
         with Daemon(folder / "daemon", settings) as daemon:
-            _cli(daemon, "pull", model.reference)
-            daemon.restart()
-            tally.restart()
-            _cli(daemon, "mount", model.reference, here)
+            if backend is FUSE:
+                _cli(daemon, "mount", model.reference, here)
+                _cli(daemon, "pull", model.reference)
+            else:
+                _cli(daemon, "pull", model.reference)
+                daemon.restart()
+                tally.restart()
+                _cli(daemon, "mount", model.reference, here)
             assert _status(daemon)["volumes"][0]["state"] == "verified"
             paths = [here / path for path in _FILES]
             readers = [Reader(paths) for _ in range(_READERS)]
@@ -109,6 +121,7 @@ def test_half_a_model_is_evicted_under_eight_mapped_readers(folder: Path, tally:
             assert denied == [], "no EIO, no SIGBUS"
             assert _status(daemon)["node"]["reads_denied"] == 0
             assert {volume["state"] for volume in _status(daemon)["volumes"]} <= {"verified", "lazy", "streaming"}
+            assert {volume["backend"] for volume in _status(daemon)["volumes"]} == {backend.name}
             for at in (here, there):
                 _cli(daemon, "umount", at)
 

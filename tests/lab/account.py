@@ -9,6 +9,7 @@ others may read anyway is used as it is or linked, the rest is copied; nothing i
     <folder>/venv/         what is installed beside us, with the clone for its modelvold: for `make VENV=…`
     <folder>/python/       our interpreter, where the user may not run it in its place
     <folder>/lab/          what the laboratory has fetched already
+    <folder>/bin/          first on the user's PATH, and empty but for `fuse_for`
 
 At the end whoever runs as the user is ended, and the user is removed.
 """
@@ -46,6 +47,7 @@ _UNUSED = (
     "ensurepip",
     "lib2to3",
 )
+_DEVICE = Path("/dev/fuse")
 _TOOLS = ("useradd", "userdel", "setpriv", "make")
 
 
@@ -134,6 +136,27 @@ def account() -> Iterator[Account]:
 
 
 @contextmanager
+def fuse_for(account: Account) -> Iterator[None]:
+    """Meanwhile the user has what FUSE takes: `fusermount3`, owned by root and with the setuid bit, as the package `fuse3` has it, in a
+    folder that nobody else can list; and a /dev/fuse that everybody may open, as udev makes it. Raises debian.Unavailable where it
+    cannot be had."""
+    if not _DEVICE.exists():
+        raise debian.Unavailable(f"no {_DEVICE} on this machine")
+    program = account.folder / "bin/fusermount3"
+    shutil.copyfile(debian.fusermount3(), program)
+    if os.statvfs(program).f_flag & os.ST_NOSUID:
+        raise debian.Unavailable(f"no setuid bit counts in {account.folder}: its file system is mounted with `nosuid`")
+    mode = stat.S_IMODE(_DEVICE.stat().st_mode)
+    program.chmod(0o4755)
+    _DEVICE.chmod(0o666)
+    try:
+        yield
+    finally:
+        _DEVICE.chmod(mode)
+        program.unlink()
+
+
+@contextmanager
 def _user(home: Path) -> Iterator[tuple[str, int, int]]:
     """A system account: no mail folder, no home of its own making, no subordinate ids."""
     name = f"modelvold-{os.getpid()}"
@@ -149,6 +172,7 @@ def _user(home: Path) -> Iterator[tuple[str, int, int]]:
 def _furnish(account: Account) -> None:
     for folder in (account.home, account.temporary):
         account.own(folder)
+    (account.folder / "bin").mkdir()
     _clone(account)
     _link(debian.folder(), account.folder / "lab", "apt", "forky", "lock")
     base = Path(os.path.realpath(getattr(sys, "_base_executable", sys.executable)))
@@ -224,7 +248,7 @@ def _environment(folder: Path) -> dict[str, str]:
     }
     return {
         **ours,
-        "PATH": _path(),
+        "PATH": f"{folder / 'bin'}:{_path()}",
         "HOME": str(folder / "home"),
         "TMPDIR": str(folder / "tmp"),
         "LANG": "C.UTF-8",

@@ -29,6 +29,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import psutil
+
 from tests.lab.containerd import Modelvold
 from tests.lab.mounts import unmount_below
 from tests.lab.program import Program, free_port
@@ -130,6 +132,15 @@ class Daemon:
     @property
     def for_containerd(self) -> Modelvold:
         return Modelvold(self.socket, self.facade, self.root)
+
+    def fuse_processes(self) -> list[int]:
+        """Those that serve FUSE for it, or for one before it."""
+        words = ["fuse", "--run", str(self.run)]
+        return [
+            running.pid
+            for running in psutil.process_iter(["cmdline", "status"])
+            if (running.info["cmdline"] or [])[3:6] == words and running.info["status"] != psutil.STATUS_ZOMBIE
+        ]
 
     def is_answering(self) -> bool:
         with socket.socket(socket.AF_UNIX) as probe:

@@ -16,10 +16,11 @@ import json
 import mmap
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from io import FileIO
@@ -48,16 +49,21 @@ class Answer:
 
 
 class Reader:
-    def __init__(self, paths: Sequence[Path]) -> None:
+    """`command` runs this file, as somebody else."""
+
+    def __init__(self, paths: Sequence[Path], command: Sequence[str] = (sys.executable, __file__)) -> None:
         self._paths = [str(path) for path in paths]
+        self._command = command
         self._running: subprocess.Popen[str] | None = None
 
     def ask(self, pieces: Iterable[Piece]) -> None:
         """Begins; `answers()` waits for the end."""
         print(json.dumps([asdict(piece) for piece in pieces]), file=self._process.stdin, flush=True)
 
-    def answers(self) -> list[Answer]:
+    def answers(self, patience: float | None = None) -> list[Answer]:
+        """Raises AssertionError where it has not read all of it `patience` seconds from now."""
         assert self._process.stdout is not None
+        assert self.has_answered(patience), f"it reads still after {patience} s"
         line = self._process.stdout.readline()
         assert line, f"the reader died: {self._process.wait()}"
         return [Answer(**answer) for answer in json.loads(line)]
@@ -65,6 +71,10 @@ class Reader:
     def read(self, pieces: Iterable[Piece]) -> list[Answer]:
         self.ask(pieces)
         return self.answers()
+
+    def has_answered(self, patience: float | None = 0.0) -> bool:
+        """Whether it has read all that it was asked, at most `patience` seconds from now."""
+        return bool(select.select([self._process.stdout], [], [], patience)[0])
 
     @property
     def pid(self) -> int:
@@ -76,12 +86,13 @@ class Reader:
         return self._running
 
     def __enter__(self) -> Self:
-        command = [sys.executable, __file__]
-        self._running = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        """Raises OSError where a file cannot be opened."""
+        self._running = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:
             print(json.dumps(self._paths), file=self._process.stdin, flush=True)
             # An answer to nothing says that every file is open and mapped.
-            assert self.read([]) == []
+            for answer in self.read([]):
+                raise OSError(answer.errno, os.strerror(answer.errno))  # noqa: TRY301
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -121,16 +132,19 @@ def random_pieces(order: random.Random, sizes: Sequence[int], count: int) -> lis
 
 
 def check(
-    pieces: Sequence[Piece], answers: Sequence[Answer], source: Callable[[int, int, int], bytes]
+    pieces: Sequence[Piece],
+    answers: Sequence[Answer],
+    source: Callable[[int, int, int], bytes],
+    errors: Collection[int] = (errno.EIO,),
 ) -> tuple[list[Piece], list[Piece]]:
-    """Raises AssertionError for bytes that are not `source(file, offset, length)`, and for an error other than EIO.
+    """Raises AssertionError for bytes that are not `source(file, offset, length)`, and for an error that is none of `errors`.
 
-    What was read right, and what was EIO.
+    What was read right, and what was denied by one of those.
     """
     right, denied = [], []
     for piece, answer in zip(pieces, answers, strict=True):
         if answer.errno:
-            assert answer.errno == errno.EIO, (piece, os.strerror(answer.errno))
+            assert answer.errno in errors, (piece, os.strerror(answer.errno))
             denied.append(piece)
             continue
         assert answer.length == piece.length, piece
@@ -143,10 +157,14 @@ def check(
 def _main() -> None:
     with ExitStack() as held:
         files, maps = [], []
-        for path in json.loads(sys.stdin.readline()):
-            files.append(held.enter_context(Path(path).open("rb", buffering=0)))
-            size = os.fstat(files[-1].fileno()).st_size
-            maps.append(mmap.mmap(files[-1].fileno(), 0, prot=mmap.PROT_READ) if size else None)
+        try:
+            for path in json.loads(sys.stdin.readline()):
+                files.append(held.enter_context(Path(path).open("rb", buffering=0)))
+                size = os.fstat(files[-1].fileno()).st_size
+                maps.append(mmap.mmap(files[-1].fileno(), 0, prot=mmap.PROT_READ) if size else None)
+        except OSError as error:
+            print(json.dumps([asdict(Answer("", error.errno or errno.EIO, 0))]), flush=True)
+            os._exit(1)  # to close the others may be an error too
         for line in sys.stdin:
             answers = []
             for piece in (Piece(**wanted) for wanted in json.loads(line)):

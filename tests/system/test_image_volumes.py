@@ -6,7 +6,9 @@ Timings are printed, never asserted (`pytest -s`); what was fetched is what the 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import signal
 import subprocess
 import time
 from collections import Counter
@@ -16,14 +18,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.lab.backends import Backend
+from tests.lab.backends import FUSE, Backend
 from tests.lab.content import Content, Generated
 from tests.lab.daemon import Daemon, Settings
 from tests.lab.mounts import mounted
 from tests.lab.program import wait_until
 from tests.lab.push import Pushed
 from tests.lab.registry import Registry
-from tests.system.node import Node, node, ok, segments_of
+from tests.system.node import Node, node, ok, segments_of, status_of
 
 pytestmark = pytest.mark.system
 
@@ -96,6 +98,7 @@ def test_pods_share_one_mount_and_leave_nothing(folder: Path, backend: Backend) 
         points = {mount.point for mount in mounted(folder)}
         volume = here.cri.pull(model.reference)
         pods = [here.container(f"sharing-{n}", volume) for n in range(2)]
+        assert [shown["backend"] for shown in status_of(here.daemon)["volumes"]] == [backend.name]
         seen = {here.sh(container, "stat -c %d /model").strip() for _, container in pods}
         told = {tuple(_mountinfo(here.sh(container, "cat /proc/self/mountinfo"), "/model")) for _, container in pods}
         assert len(seen) == len(told) == 1, (seen, told)
@@ -129,7 +132,8 @@ def test_rm_names_the_folder_or_program_that_uses_a_model(folder: Path, backend:
     """`rm` refuses while an operator's mount stands, and while a program has a file of the volume open."""
     settings: Settings = {"fetch": {"prefetch": False}, "mount": backend.setting}
     with Registry(folder / "registry") as registry, Daemon(folder / "d", settings) as daemon:
-        model = registry.push.model({"a.bin": Generated(3 * _MIB, seed=80)})
+        content = Generated(3 * _MIB, seed=80)
+        model = registry.push.model({"a.bin": content})
         registry.write_hosts(daemon.hosts_dir)
         at = daemon.run / "model"  # closing the daemon takes it away, should the test fail
         at.mkdir()
@@ -137,8 +141,14 @@ def test_rm_names_the_folder_or_program_that_uses_a_model(folder: Path, backend:
         said = daemon.cli("rm", model.reference)
         assert said.returncode == 1
         assert f"in use by folder {at}" in said.stderr
-        # A file held open below the volume's own mount outlives the folder.
         (path,) = (daemon.run / "volumes").glob("*/a.bin")
+        # Who is in a folder of the volume's own mount keeps it, and it is what it was.
+        with subprocess.Popen(["/bin/sleep", "600"], cwd=path.parent) as program:
+            ok(daemon, "umount", at)
+            assert path.read_bytes() == content.at(0, content.size)
+            program.kill()
+        ok(daemon, "mount", model.reference, at)
+        # A file held open there outlives the folder.
         with path.open("rb") as held:
             program = subprocess.Popen(["/bin/sleep", "600"], stdin=held)
         try:
@@ -154,6 +164,39 @@ def test_rm_names_the_folder_or_program_that_uses_a_model(folder: Path, backend:
         ok(daemon, "rm", model.reference)
         assert segments_of(daemon) == []
         assert _erofs(folder) == []
+
+
+def test_a_pod_whose_mount_has_died_is_named_until_it_is_gone(folder: Path) -> None:
+    """The process that serves FUSE is killed: the pod gets errors and no byte, status names what runs in it; another pod reads all of it,
+    and so does the next container of the same pod."""
+    content = Generated(40 * _MIB, seed=90)
+    with node(folder, FUSE) as here:
+        model = here.registry.push.model({"a.bin": content})
+        volume = here.cri.pull(model.reference)
+        old, died = here.container("old", volume)
+        here.sh(died, "head -c 4096 /model/a.bin | sha256sum")
+        (process,) = here.daemon.fuse_processes()
+        os.kill(process, signal.SIGKILL)
+        refused = here.cri.exec(died, ["/bin/tail", "-c", "100", "/model/a.bin"])
+        assert (refused.stdout, refused.code) == (b"", 1)
+        assert wait_until(lambda: _stranded(here) == ["sleep"]), status_of(here.daemon)
+        new, container = here.container("new", volume)
+        assert here.sh(container, "sha256sum /model/a.bin").split()[0] == model.layers["a.bin"].removeprefix("sha256:")
+        here.cri.stop(died)
+        here.cri.remove(died)
+        assert wait_until(lambda: _stranded(here) == [])
+        again = here.cri.create_container(old, here.image, {"/model": volume})
+        here.cri.start(again)
+        assert here.sh(again, "sha256sum /model/a.bin").split()[0] == model.layers["a.bin"].removeprefix("sha256:")
+        here.cri.remove_pod(old)
+        here.cri.remove_pod(new)
+        here.cri.remove_image(volume)
+
+
+def _stranded(here: Node) -> list[str]:
+    """The names of the programs whose mount has died."""
+    (shown,) = status_of(here.daemon)["volumes"]
+    return [named.split()[0] for named in shown["stranded"]]
 
 
 def _weights(here: Node, model: Pushed) -> list[int]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import debian, documents
+from tests.lab.backends import FUSE, LAZY, Backend
 from tests.lab.content import Generated
 from tests.lab.cri import Cri, Pod, UserIds
 from tests.lab.daemon import Daemon, Settings
@@ -39,6 +40,7 @@ class Stage:
     model: Pushed
     image: str
     volume: str
+    file_system: str
 
     def container(self, name: str, user_ids: UserIds | None) -> tuple[Pod, str]:
         """Running, with the model at /model and the image's files once more, as an image volume, at /other."""
@@ -58,7 +60,7 @@ class Stage:
 
 
 @contextmanager
-def stage(folder: Path, capabilities: tuple[str, ...]) -> Iterator[Stage]:
+def stage(folder: Path, capabilities: tuple[str, ...], backend: Backend) -> Iterator[Stage]:
     """Nothing may have to be taken down by force."""
     try:
         runc = debian.runc_for_user_namespaces()
@@ -69,7 +71,7 @@ def stage(folder: Path, capabilities: tuple[str, ...]) -> Iterator[Stage]:
         registry = stack.enter_context(Registry(folder / "registry"))
         image = registry.push.tars([documents.busybox_layer(debian.busybox()), _somebodys_layer()], "lab/owners")
         model = registry.push.model({"w.bin": _WEIGHTS, "nested/config.json": b"{}"})
-        settings: Settings = {"fetch": {"prefetch": False}}
+        settings: Settings = {"fetch": {"prefetch": False}, "mount": backend.setting}
         daemon = Daemon(folder / "daemon", settings, hosts_dir=folder / "containerd/certs.d")
         containerd = Deployed(
             folder / "containerd",
@@ -85,7 +87,8 @@ def stage(folder: Path, capabilities: tuple[str, ...]) -> Iterator[Stage]:
         cri = containerd.cri
         if not cri.runtime_handlers()["runc"]:
             pytest.skip("no user namespaces for pods: containerd says that kernel and runc cannot do them")
-        yield Stage(registry, daemon, cri, model, cri.pull(image.reference), cri.pull(model.reference))
+        file_system = "erofs" if backend.is_erofs else "fuse.modelvold"
+        yield Stage(registry, daemon, cri, model, cri.pull(image.reference), cri.pull(model.reference), file_system)
     assert containerd.leftovers == []
 
 
@@ -100,11 +103,15 @@ def _somebodys_layer() -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("capabilities", [(), ("remap-ids",)], ids=["chowned", "remap-ids"])
-def test_owners_inside_and_outside(folder: Path, capabilities: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("capabilities", "backend"),
+    [((), LAZY), (("remap-ids",), LAZY), (("remap-ids",), FUSE)],
+    ids=["chowned", "remap-ids", "remap-ids and fuse"],
+)
+def test_owners_inside_and_outside(folder: Path, capabilities: tuple[str, ...], backend: Backend) -> None:
     """Inside all is as in the image, and what root writes is root's; outside it is the pod's own ids'. Pods with other ids, and those
     without, read the same model from the same file system."""
-    with stage(folder, capabilities) as here:
+    with stage(folder, capabilities, backend) as here:
         shifted = [here.container(f"shifted-{ids.first}", ids) for ids in _IDS]
         containers = [container for _, container in (*shifted, here.container("not shifted", None))]
         for container in containers:
@@ -146,7 +153,7 @@ def _is_guarded(here: Stage, container: str) -> None:
     lines = [
         line for line in here.sh(container, "cat /proc/self/mountinfo").splitlines() if line.split()[4] == "/model"
     ]
-    assert [line.partition(" - ")[2].split()[0] for line in lines] == ["erofs"]
+    assert [line.partition(" - ")[2].split()[0] for line in lines] == [here.file_system]
     assert {"ro", "nosuid", "nodev", "idmapped"} <= set(lines[0].split()[5].split(","))
     for refused in ("touch /model/new", "echo x >>/model/w.bin"):
         ran = here.cri.exec(container, ["/bin/sh", "-c", refused])

@@ -150,12 +150,16 @@ class Lending:
                     self._completing.start(row)
             except Failure as failure:
                 log.warning("restore volume=%s failed reason=%r", row.id, str(failure))
+        self._placing.renew_others(self._table)
 
     def renew(self, volumes: Sequence[str]) -> None:
         """The mounts of these are dead: they are mounted anew, for whoever comes from now on."""
         for volume in volumes:
             try:
-                self._table.renew(volume)
+                if self._table.is_mounted(volume):
+                    self._table.renew(volume)
+                else:  # its process died again before it was mounted anew
+                    self.mounted(volume)
             except Failure as failure:
                 log.error("renew volume=%s failed reason=%r", volume, str(failure))  # noqa: TRY400
         self._placing.renew_others(self._table)

@@ -80,6 +80,7 @@ class Open(IntFlag):
 
     KEEP_CACHE = 1 << 1
     CACHE_DIR = 1 << 3
+    NOFLUSH = 1 << 5
 
 
 class Request(NamedTuple):
@@ -154,9 +155,9 @@ _SECTOR = 512
 _LONGEST_NAME = 255
 
 DEVICE = "/dev/fuse"
-_SOURCE = "modelvold"
-#: As mountinfo has it.
-FS_TYPE = f"fuse.{_SOURCE}"
+_SUBTYPE = "modelvold"
+#: As mountinfo has it. There the source of a mount is the path where it was made, so that one of another place is told from it.
+FS_TYPE = f"fuse.{_SUBTYPE}"
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV = 0x1, 0x2, 0x4
 HELPER = "fusermount3"
 _HELPERS_SOCKET = "_FUSE_COMMFD"
@@ -172,16 +173,18 @@ _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctype
 
 
 def mount_root(target: Path, *, label: str = "") -> int:
-    """Mount at the folder `target`, for all users, read-only; a descriptor of /dev/fuse, on which the kernel has asked for INIT. When the last
-    descriptor of it is closed, the mount is dead and answers ENOTCONN. `label` is the SELinux context of all its files. Nothing here asks the
-    mount itself: who answers it comes after."""
+    """Mount at the folder `target`, for all users, read-only; a descriptor of /dev/fuse, on which the kernel has asked for INIT.
+
+    When the last descriptor of it is closed, the mount is dead and answers ENOTCONN. `label` is the SELinux context of all its files.
+    Nothing here asks the mount itself: who answers it comes after.
+    """
     device = _open()
     options = (
         f"fd={device},rootmode={stat.S_IFDIR:o},user_id={os.geteuid()},group_id={os.getegid()},"
         f"default_permissions,allow_other,max_read={LARGEST_READ}" + (f',context="{label}"' if label else "")
     )
     flags = _MS_RDONLY | _MS_NOSUID | _MS_NODEV
-    if _libc.mount(_SOURCE.encode(), os.fsencode(target), FS_TYPE.encode(), flags, options.encode()) < 0:
+    if _libc.mount(os.fsencode(target), os.fsencode(target), FS_TYPE.encode(), flags, options.encode()) < 0:
         code = ctypes.get_errno()
         os.close(device)
         raise OSError(code, f"mount of fuse: {os.strerror(code)}", str(target))
@@ -191,9 +194,12 @@ def mount_root(target: Path, *, label: str = "") -> int:
 
 
 def mount_user(target: Path) -> int:
-    """`mount_root` for a user without privileges: nobody else sees into the mount, and the kernel reads 128 KiB ahead. Raises FileNotFoundError
-    where there is no fusermount3, OSError with what it said where it refused."""
-    options = f"ro,nosuid,nodev,default_permissions,fsname={_SOURCE},subtype={_SOURCE},max_read={LARGEST_READ}"
+    """`mount_root` for a user without privileges: nobody else sees into the mount, and the kernel reads 128 KiB ahead.
+
+    Raises FileNotFoundError where there is no fusermount3, OSError with what it said where it refused.
+    """
+    source = str(target).replace("\\", "\\\\").replace(",", "\\,")
+    options = f"ro,nosuid,nodev,default_permissions,fsname={source},subtype={_SUBTYPE},max_read={LARGEST_READ}"
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, its:
         environment = {**os.environ, _HELPERS_SOCKET: str(its.fileno())}

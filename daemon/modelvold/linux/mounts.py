@@ -41,7 +41,7 @@ _FROM_EMPTY_PATH, _BENEATH = 0x4, 0x200
 _AT_FDCWD, _AT_EMPTY_PATH = -100, 0x1000
 _TREE_CLONE = 1
 _MS_BIND, _MS_PRIVATE = 0x1000, 1 << 18
-_DETACH, _NOFOLLOW = 0x2, 0x8
+_FORCE, _DETACH, _NOFOLLOW = 0x1, 0x2, 0x8
 _STATX_MNT_ID_UNIQUE = 0x4000
 _STATX_SIZE, _STATX_MNT_ID_AT = 256, 144
 _GETFSUUID = 0x8011_1500  # _IOR(0x15, 0, struct fsuuid2), 17 bytes: the length, then the UUID
@@ -137,9 +137,16 @@ def clone(path: Path) -> int:
 
 def replace(source: Path, target: Path) -> None:
     """Shows at the mount point `target` what is mounted at `source` in place of what is mounted there, which is detached, from one
-    moment to the next (Linux 6.5): who looks has the one or the other."""
-    _attach(clone(source), target, beneath=True)
-    unmount(target, detach=True)
+    moment to the next: who looks has the one or the other. Before Linux 6.5 there is a moment with neither."""
+    try:
+        _attach(clone(source), target, beneath=True)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        unmount(target, detach=True)
+        _attach(clone(source), target)
+    else:
+        unmount(target, detach=True)
 
 
 def make_private(path: Path) -> None:
@@ -147,11 +154,13 @@ def make_private(path: Path) -> None:
     _mount(None, path, _MS_PRIVATE)
 
 
-def unmount(path: Path, *, detach: bool = False) -> None:
+def unmount(path: Path, *, detach: bool = False, force: bool = False) -> None:
     """Take the top mount at `path` away. EBUSY while it is used, unless `detach`: then it goes from the tree at once,
-    and when the last user is gone it ends.
+    and when the last user is gone it ends. `force` lets go of whoever waits for a file system that has nobody to answer, even where
+    the mount stays.
     """
-    _checked(_libc.umount2(os.fsencode(path), _NOFOLLOW | (_DETACH if detach else 0)), path)
+    flags = _NOFOLLOW | (_DETACH if detach else 0) | (_FORCE if force else 0)
+    _checked(_libc.umount2(os.fsencode(path), flags), path)
 
 
 def mountinfo(pid: int | None = None) -> list[MountEntry]:

@@ -63,7 +63,10 @@ class Binds:
     def shows(self, source: Path, place: Path) -> bool:
         if not (self.is_taken(place) and source.exists()):
             return False
-        here, there = place.stat(), source.stat()
+        try:
+            here, there = place.stat(), source.stat()
+        except OSError:  # by FUSE, whose process has died
+            return False
         return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
 

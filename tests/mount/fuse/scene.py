@@ -182,7 +182,9 @@ class Scene:
 
 
 def said(reader: subprocess.Popen[str]) -> list[str]:
-    output, _ = reader.communicate(timeout=30)
+    assert reader.stdout is not None
+    output = reader.stdout.read()  # and not communicate(): some of it may have come with "ready"
+    reader.wait(30)
     return output.split()
 
 

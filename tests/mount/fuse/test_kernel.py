@@ -28,6 +28,11 @@ def small(folder: Path, more: tuple[Entry, ...] = ()) -> Store:
     return store_of(folder, {"config.json": 700, "d/model": 40 * MIB + 123}, more)
 
 
+def listed(folder: Path) -> list[str]:
+    """In the order of the folder."""
+    return [path.name for path in folder.iterdir()]
+
+
 def test_every_way_of_reading_gives_the_bytes(tmp_path: Path) -> None:
     store = small(tmp_path / "store")
     model = store.entries[1]
@@ -62,7 +67,7 @@ def test_what_is_said_of_files(tmp_path: Path) -> None:
         assert (model.st_mode, model.st_mtime_ns) == (0o100644, 1_700_000_000_123456789)
         assert (model.st_ino, model.st_dev) == (same.st_ino, same.st_dev)
         assert model.st_ino >> 32 == made.shelf.number("one")
-        assert os.readlink(top / "latest") == "d/model"
+        assert (top / "latest").readlink() == Path("d/model")
         assert (top / "latest").lstat().st_size == len("d/model")
         assert (top / "latest").stat().st_ino == model.st_ino
         assert not (top / "nothing").exists()
@@ -88,9 +93,9 @@ def test_nothing_can_be_written(tmp_path: Path) -> None:
         for what in (
             lambda: os.open(made.target / "one/config.json", os.O_WRONLY),
             lambda: os.open(made.target / "one/new", os.O_CREAT | os.O_WRONLY),
-            lambda: os.mkdir(made.target / "one/new"),
-            lambda: os.unlink(made.target / "one/config.json"),
-            lambda: os.chmod(made.target / "one/config.json", 0o777),
+            (made.target / "one/new").mkdir,
+            (made.target / "one/config.json").unlink,
+            lambda: (made.target / "one/config.json").chmod(0o777),
         ):
             with pytest.raises(OSError) as caught:
                 what()
@@ -101,7 +106,7 @@ def test_there_are_no_extended_attributes(tmp_path: Path) -> None:
     with scene(tmp_path) as made:
         made.show("one", small(tmp_path / "store"))
         for _ in range(2):
-            for what in (lambda p: os.listxattr(p), lambda p: os.getxattr(p, "user.x")):
+            for what in (os.listxattr, lambda path: os.getxattr(path, "user.x")):
                 with pytest.raises(OSError) as caught:
                     what(made.target / "one/config.json")
                 assert caught.value.errno == errno.EOPNOTSUPP
@@ -122,7 +127,9 @@ def test_modes_hold_for_other_users(tmp_path: Path) -> None:
 
 
 def as_nobody(*command: str | Path) -> int:
-    return subprocess.run(command, user=65534, group=65534, extra_groups=[], capture_output=True, check=False).returncode
+    return subprocess.run(
+        command, user=65534, group=65534, extra_groups=[], capture_output=True, check=False
+    ).returncode
 
 
 # -- folders
@@ -133,10 +140,13 @@ def test_a_folder_of_ten_thousand_names(tmp_path: Path) -> None:
     with scene(tmp_path) as made:
         made.show("one", store_of(tmp_path / "store", {"config.json": 700}, entries))
         for _ in range(2):  # from us, then from what the kernel keeps
-            assert os.listdir(made.target / "one/many") == NAMES
+            assert listed(made.target / "one/many") == NAMES
         with os.scandir(made.target / "one/many") as found:
             # its own stat() keeps Python's lock
-            assert all(entry.is_file(follow_symlinks=False) and entry.inode() == os.stat(entry.path).st_ino for entry in found)
+            assert all(
+                entry.is_file(follow_symlinks=False) and entry.inode() == Path(entry.path).stat().st_ino
+                for entry in found
+            )
 
 
 def test_places_in_a_folder_stay(tmp_path: Path) -> None:
@@ -197,7 +207,7 @@ def test_a_volume_in_use_stays(tmp_path: Path) -> None:
             assert caught.value.errno == errno.EBUSY
         removed(made, "one")
         made.shelf.remove("one")
-        assert os.listdir(made.target) == []
+        assert listed(made.target) == []
         with pytest.raises(FileNotFoundError):
             (made.target / "one").stat()
         made.kernel.forget("one")
@@ -210,7 +220,8 @@ def removed(made: Scene, name: str) -> None:
         try:
             made.shelf.remove(name)
         except OSError as error:
-            assert error.errno == errno.EBUSY
+            if error.errno != errno.EBUSY:
+                raise
             return False
         return True
 
@@ -249,7 +260,7 @@ def test_a_volume_that_is_added_again_goes_on(tmp_path: Path) -> None:
             assert caught.value.errno == errno.EBUSY
         removed(made, "one")
         made.shelf.add("one", other.image, other.where)
-        assert os.listdir(made.target / "one") == ["else"]
+        assert listed(made.target / "one") == ["else"]
 
 
 def test_what_cannot_be_a_volume_leaves_nothing_open(tmp_path: Path) -> None:
@@ -332,7 +343,7 @@ def test_unmounting_ends_everything(tmp_path: Path) -> None:
     before = threading.active_count()
     with settled(tmp_path), scene(tmp_path) as made:
         made.show("one", small(tmp_path / "store"))
-        os.listdir(made.target / "one/d")
+        listed(made.target / "one/d")
         (made.target / "one/config.json").read_bytes()
     assert threading.active_count() == before
 
@@ -358,5 +369,3 @@ def test_a_cut_short_segment_is_no_end_of_file(tmp_path: Path) -> None:
         while reader.poll() is None:
             made.allow(store, 0)
         assert said(reader) == [digest(store.content)]
-
-

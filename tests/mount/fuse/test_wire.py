@@ -7,7 +7,6 @@ from contextlib import suppress
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from modelvold.errors import Malformed
 from modelvold.mount.fuse import wire
 from modelvold.mount.fuse.wire import (
@@ -18,6 +17,7 @@ from modelvold.mount.fuse.wire import (
     Hello,
     Hide,
     Message,
+    Ping,
     Serve,
     Show,
     Shown,
@@ -33,6 +33,7 @@ _MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(Welcome, _COUNT, _COUNT, _TEXT, st.lists(_TEXT, max_size=4).map(tuple)),
     st.builds(Show, _COUNT, _TEXT, _TEXT, st.lists(st.tuples(_TEXT, _COUNT), max_size=4).map(tuple)),
     st.builds(Hide, _COUNT, _TEXT),
+    st.builds(Ping, _COUNT),
     st.builds(Done, _COUNT, _COUNT, _TEXT),
     st.builds(Drop, _TEXT, st.lists(st.tuples(_TEXT, _NUMBER, _NUMBER), max_size=4).map(tuple)),
     st.builds(Ask, _NUMBER, _NUMBER, _NUMBER, st.integers(0, 2**32 - 1)),

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from modelvold.errors import Failing
+from modelvold.linux import mounts
 from modelvold.linux.mounts import MountEntry
 from modelvold.linux.strands import elsewhere
 from modelvold.mount.backend import Backend, Known, Volume, take_away, tolerated
@@ -39,6 +40,9 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two tries to have a process again.
 _PAUSE = 1.0
+#: Seconds between two looks whether it is alive, and after which one that does not answer is killed: its readers wait for ever, and with
+#: a dead mount they are at least told. Long, for a machine that swaps.
+_LOOK, _HANGS = 10.0, 60.0
 
 
 class Fuse(Backend):
@@ -76,6 +80,7 @@ class Fuse(Backend):
         self._device = ""
         self._is_closing = threading.Event()
         self._revival: threading.Thread | None = None
+        self._watch = threading.Thread(target=self._look, name="fuse-watch")
 
     # -- the process
 
@@ -91,6 +96,7 @@ class Fuse(Backend):
             link, welcome = self._greet()
         except OSError as error:
             log.warning("no process that serves FUSE reason=%r", error.strerror or str(error))
+            mounting.abort(self._place.mount)
             return None
         if welcome.version != VERSION or welcome.device != mounting.device_at(self._place.mount):
             log.warning("leave process=%d reason='of another version, or its mount is lost'", link.pid)
@@ -122,15 +128,16 @@ class Fuse(Backend):
             raise
 
     def _join(self, link: Link, welcome: Welcome) -> None:
+        """Raises OSError where it has ended already: nobody would hear of that."""
         with self._lock:
+            if link.has_ended:
+                raise ConnectionResetError(errno.ECONNRESET, "the process that serves FUSE has ended")
             self._link, self._device = link, welcome.device
         self._questions.join(link)
 
     def _take_away_mount(self) -> None:
         """Whatever is at its place. Who has it goes on having it, alive or dead."""
-        if mounting.device_at(self._place.mount):
-            with tolerated(self._place.mount):
-                mounting.unmount(self._place.mount)
+        mounting.take_away(self._place.mount)
 
     def _on_end(self, ended: Link) -> None:
         """The connection has ended: it has died, or hangs, or we close it."""
@@ -164,6 +171,17 @@ class Fuse(Backend):
                 if welcome.device != device:
                     self._on_lost([volume for volume in list(self._served) if volume not in self._outgrown])
                 return
+
+    def _look(self) -> None:
+        """Whether the process is alive."""
+        while not self._is_closing.wait(_LOOK):
+            if link := self._link:
+                try:
+                    link.ping(_HANGS)
+                except TimeoutError:
+                    links.kill(link.pid)
+                except OSError:  # it has ended, and is started again
+                    pass
 
     def _reap(self) -> None:
         with self._lock:
@@ -223,6 +241,7 @@ class Fuse(Backend):
         adopted = [*by_erofs, *(each.volume for each in rest if self._readopt(each))]
         self._hide_others(welcome, {volume.id for volume in adopted})
         self._linked().serve()
+        self._watch.start()
         self._gate.guard()
         return adopted
 
@@ -242,30 +261,39 @@ class Fuse(Backend):
         return ""
 
     def unmount(self, volume: Volume, target: Path, others: Sequence[Volume]) -> None:
-        is_served = volume.id in self._served
-        if is_served:
-            self._hide(volume)
-        try:
-            if volume.id in self._outgrown and self._beside:
-                self._beside.unmount(volume, target, others)
-            else:
-                self._places.hide(target)
-        except OSError:
-            if is_served:
-                self._show(volume)
-            raise
-        self._outgrown.discard(volume.id)
-        if is_served:
+        """What is bound elsewhere, with no file open, is stale from then on: it has no user any more."""
+        by_erofs = self._beside if volume.id in self._outgrown else None
+        if by_erofs:
+            by_erofs.unmount(volume, target, others)
+        else:
+            self._places.hide(target)
+        if volume.id in self._served:
+            try:
+                self._hide(volume)
+            except OSError:
+                if by_erofs:
+                    by_erofs.mount(volume, target)
+                else:
+                    self._places.show(self._folder(volume), target)
+                raise
             needed = {segment.inode for other in others for segment in other.segments}
             self._gate.unwatch([segment for segment in volume.segments if segment.inode not in needed])
+        self._outgrown.discard(volume.id)
 
     def renew(self, volume: Volume, target: Path) -> str:
-        """A link leads to where the volume is shown again, and needs no renewal."""
+        """A link leads to where the volume is shown again, and needs no renewal. Dead mounts of it elsewhere in our mount namespace are
+        replaced as well: containerd mounts an image volume once for a pod, and gives that to each container which it starts again."""
         if target.is_symlink():
             self._gate.watch(volume.id, volume.segments)
             self._show(volume)
             return ""
-        return super().renew(volume, target)
+        note = super().renew(volume, target)
+        for entry in mounts.mountinfo():
+            if self._is_lost(entry, volume.id) and "idmapped" not in entry.options:
+                with tolerated(entry.mount_point):
+                    mounts.replace(target, Path(entry.mount_point))
+                    log.info("renew mount=%s volume=%s", entry.mount_point, volume.id)
+        return note
 
     def is_outgrown(self, volume: Volume) -> bool:
         return volume.id not in self._outgrown and self._beside is not None and self._beside.is_ready(volume)
@@ -288,11 +316,7 @@ class Fuse(Backend):
             link.drop(volume.id, [(piece.path, piece.start, piece.end) for piece in pieces])
 
     def stranded(self, volume: str) -> Sequence[str]:
-        def is_lost(entry: MountEntry) -> bool:
-            is_ours = mounting.is_ours(entry) and entry.source == str(self._place.mount)
-            return is_ours and entry.root == f"/{volume}" and entry.device != self._device
-
-        return elsewhere(is_lost)
+        return elsewhere(lambda entry: self._is_lost(entry, volume))
 
     def forget(self, volume: Volume) -> None:
         remove_tree(volume)
@@ -300,17 +324,23 @@ class Fuse(Backend):
     def close(self) -> None:
         """The process stays while it shows something."""
         self._is_closing.set()
-        if self._revival is not None:
-            self._revival.join()
         with self._lock:
             link, self._link = self._link, None
         self._questions.part()
         if link is not None:
             link.close()
+        for thread in (self._watch, self._revival):
+            if thread is not None and thread.ident is not None:
+                thread.join()
         if not self._served:
             self._take_away_mount()
             self._reap()
             _take_away_place(self._place)
+
+    def _is_lost(self, entry: MountEntry, volume: str) -> bool:
+        """Whether it is a mount of the volume by a process that is ours no more."""
+        is_ours = mounting.is_ours(entry) and entry.source == str(self._place.mount)
+        return is_ours and entry.root == f"/{volume}" and entry.device != self._device
 
     def _folder(self, volume: Volume) -> Path:
         return self._place.mount / volume.id
@@ -321,7 +351,7 @@ class Fuse(Backend):
         if link is not None:
             with suppress(ConnectionResetError):
                 link.hide(volume.id)
-        del self._served[volume.id]
+        self._served.pop(volume.id, None)
 
     def _is_at(self, target: Path) -> bool:
         """Whether a process's mount, be it dead, is what is bound there."""
@@ -337,7 +367,7 @@ class Fuse(Backend):
             return False
         if device != self._device:
             try:
-                super().renew(known.volume, target)
+                self.renew(known.volume, target)
             except OSError as error:
                 log.warning("renew volume=%s failed error=%s", known.volume.id, error)
                 take_away(target)
@@ -350,8 +380,7 @@ def retire(run: Path) -> None:
     place = Place(run)
     if mounting.device_at(place.mount):
         log.warning("leave fuse mount=%s reason='of another backend'", place.mount)
-        with tolerated(place.mount):
-            mounting.unmount(place.mount)
+        mounting.take_away(place.mount)
     _take_away_place(place)
 
 

@@ -41,7 +41,8 @@ class Channel:
         ]
 
     def start(self) -> None:
-        for thread in self._threads:
+        """The one that writes first: the other one, which may end at once, waits for its end."""
+        for thread in reversed(self._threads):
             thread.start()
 
     def say(self, *messages: Message) -> bool:

@@ -5,6 +5,7 @@ The lock guards the table; files are opened and read without it, and a file is c
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections import OrderedDict
@@ -112,10 +113,16 @@ class Files:
                 to_close.append(segment.descriptor)
 
 
-def fill(segment: Segment, offset: int, view: memoryview) -> int:
-    """Fills `view` from `offset` of a borrowed segment; how many bytes came, fewer only where the file ends. Raises OSError."""
-    came = os.preadv(segment.descriptor, (view,), offset)
-    while 0 < came < len(view):
+def fill(segment: Segment, offset: int, view: memoryview, flags: int = 0) -> int:
+    """Fills `view` from `offset` of a borrowed segment; how many bytes came, fewer only where the file ends, or where the `flags` of
+    preadv2(2) keep it from waiting: then BlockingIOError, if none came. Raises OSError."""
+    try:
+        came = os.preadv(segment.descriptor, (view,), offset, flags)
+    except OSError as error:
+        if flags and error.errno == errno.EOPNOTSUPP:  # this file system cannot tell
+            raise BlockingIOError(errno.EAGAIN, error.strerror) from error
+        raise
+    while not flags and 0 < came < len(view):
         more = os.preadv(segment.descriptor, (view[came:],), offset + came)
         if not more:
             break

@@ -27,7 +27,7 @@ from typing import TypeVar
 
 from modelvold.mount.fuse import wire
 from modelvold.mount.fuse.channel import Channel
-from modelvold.mount.fuse.wire import Answer, Ask, Done, Drop, Hello, Hide, Message, Serve, Show, Welcome
+from modelvold.mount.fuse.wire import Answer, Ask, Done, Drop, Hello, Hide, Message, Ping, Serve, Show, Welcome
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ class Link:
         self.pid = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[
             0
         ]
+        self.has_ended = False  # `on_end` is about to be told
         self._on_ask = on_ask
         self._on_end = on_end
         self._lock = threading.Lock()  # guards the two below
@@ -91,6 +92,10 @@ class Link:
         """Raises OSError(EBUSY) while files of it are open."""
         self._call(lambda serial: Hide(serial, volume))
 
+    def ping(self, patience: float) -> None:
+        """Raises TimeoutError where it does not answer within so many seconds."""
+        self._call(Ping, patience)
+
     def drop(self, volume: str, pieces: Sequence[tuple[str, int, int]]) -> None:
         self._channel.say(Drop(volume, tuple(pieces)))
 
@@ -107,7 +112,7 @@ class Link:
     def close(self) -> None:
         self._channel.close()
 
-    def _call(self, message: Callable[[int], Message]) -> None:
+    def _call(self, message: Callable[[int], Message], patience: float = _PATIENCE) -> None:
         called: Future[Done] = Future()
         with self._lock:
             self._serial += 1
@@ -115,7 +120,7 @@ class Link:
             self._calls[serial] = called
         if not self._channel.say(message(serial)):
             self._give_up()
-        done = _outcome(called)
+        done = _outcome(called, patience)
         if done.code:
             raise OSError(done.code, done.message)
 
@@ -134,6 +139,7 @@ class Link:
                 log.error("ignore message=%s", type(message).__name__)
 
     def _on_channel_end(self) -> None:
+        self.has_ended = True
         self._give_up()
         self._on_end(self)
 
@@ -188,8 +194,8 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def _outcome(future: Future[_T]) -> _T:
+def _outcome(future: Future[_T], patience: float = _PATIENCE) -> _T:
     try:
-        return future.result(_PATIENCE)
+        return future.result(patience)
     except TooLate as error:
         raise TimeoutError(errno.ETIMEDOUT, "the process that serves FUSE does not answer") from error

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from modelvold.linux import fuse, mounts
 from modelvold.linux.mounts import MountEntry
+
+log = logging.getLogger(__name__)
 
 
 def mount(target: Path, label: str = "") -> int:
@@ -17,6 +21,23 @@ def mount(target: Path, label: str = "") -> int:
 def unmount(target: Path) -> None:
     """Who has it goes on having it. Raises OSError."""
     (fuse.unmount_root if os.geteuid() == 0 else fuse.unmount_user)(target, detach=True)
+
+
+def abort(target: Path) -> None:
+    """Its process is dead, or as good as dead: one that was killed in the middle of a call may hold its descriptor for ever. Whoever
+    waits for it waits no more. Nothing without the privilege."""
+    with suppress(OSError):
+        mounts.unmount(target, force=True)
+
+
+def take_away(target: Path) -> None:
+    """All that is mounted there, as far as it can be."""
+    while device_at(target):
+        try:
+            unmount(target)
+        except OSError as error:
+            log.warning("keep path=%s reason=%r", target, error.strerror)
+            return
 
 
 def device_at(path: Path) -> str:

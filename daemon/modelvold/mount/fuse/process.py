@@ -26,7 +26,7 @@ from modelvold.mount.fuse.kernel import Kernel
 from modelvold.mount.fuse.link import Place
 from modelvold.mount.fuse.reads import Reads
 from modelvold.mount.fuse.shelf import Shelf, node_of
-from modelvold.mount.fuse.wire import Answer, Ask, Done, Drop, Hello, Hide, Message, Serve, Show, Shown, Welcome
+from modelvold.mount.fuse.wire import Answer, Ask, Done, Drop, Hello, Hide, Message, Ping, Serve, Show, Shown, Welcome
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class _Desk:
         self.shelf = shelf
         self.device = device
         self.reads = Reads(shelf, files, self, deadline=_PATIENCE)
-        self._dropping: queue.SimpleQueue[Drop] = queue.SimpleQueue()
+        self._dropping: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._lock = threading.Lock()  # guards _channel
         self._channel: Channel | None = None
 
@@ -108,9 +108,11 @@ class _Desk:
                 where = [(Path(folder), count) for folder, count in folders]
                 self._do(serial, lambda: self.shelf.add(volume, Path(image), where))
             case Hide(serial, volume):
-                self._do(serial, lambda: self.shelf.remove(volume))
+                self._do(serial, lambda: self._hide(volume))
+            case Ping(serial):
+                self._say(Done(serial, 0, ""))
             case Drop():
-                self._dropping.put(message)
+                self._dropping.put(partial(self._drop, message))
             case Hello(_, deadline):
                 self.reads.deadline = deadline
                 self._say(Welcome(wire.VERSION, os.getpid(), self.device, tuple(self.shelf.volumes())))
@@ -118,6 +120,10 @@ class _Desk:
                 self.reads.connected()
             case _:
                 log.error("ignore message=%s", type(message).__name__)
+
+    def _hide(self, volume: str) -> None:
+        self.shelf.remove(volume)
+        self._dropping.put(partial(self.kernel.forget, volume))
 
     def _do(self, serial: int, what: Callable[[], object]) -> None:
         try:
@@ -143,16 +149,19 @@ class _Desk:
         return None if nid is None else node_of(number, nid)
 
     def drop_pages(self) -> None:
-        """One after the other: it waits for reads that are under way."""
+        """One after the other: each waits for reads that are under way."""
         while True:
             drop = self._dropping.get()
             try:
-                for path, start, end in drop.pieces:
-                    node = self._node(drop.volume, os.fsencode(path))
-                    if node is not None:
-                        self.kernel.invalidate(node, start, end - start)
+                drop()
             except Exception:  # the next ones are to be dropped all the same
-                log.exception("drop pages volume=%s failed", drop.volume)
+                log.exception("drop pages failed")
+
+    def _drop(self, message: Drop) -> None:
+        for path, start, end in message.pieces:
+            node = self._node(message.volume, os.fsencode(path))
+            if node is not None:
+                self.kernel.invalidate(node, start, end - start)
 
 
 def _listen(path: Path) -> socket.socket:

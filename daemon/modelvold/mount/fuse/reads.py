@@ -12,7 +12,9 @@ answered in part: to the kernel a short read is the file's end.
 While there is no daemon, what is shown is read, and what is missing waits for it, each read at most `deadline` seconds. While there is
 one, how long is the daemon's to say.
 
-A signal for a waiting reader is answered only if it kills: any other would turn the page fault that waits into SIGBUS.
+A signal for a waiting reader is answered only if it kills: any other would turn the page fault that waits into SIGBUS. The kernel tells
+of a reader's first signal alone; and of none where it reads past the page cache, though nothing but an answer ends such a reader. So these
+are looked at again and again.
 
 The lock guards the table of those who wait and whether there is a daemon; `_shown` is a dict of numbers, replaced and read whole. Nobody is
 asked or answered under it.
@@ -23,6 +25,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import threading
 import time
 from collections import Counter
@@ -43,16 +46,25 @@ log = logging.getLogger(__name__)
 
 #: Shown: all of a segment.
 ALL = 2**63 - 1
-#: Threads that go on with reads that were put aside. Two, for one may be reading from disk.
-WORKERS = 2
-#: Seconds between two looks at who waits with a signal pending, and for which an early one is remembered.
-_ROUND, _REMEMBERED = 1.0, 10.0
+#: Threads that go on with reads that were put aside, and with those of what is not in the page cache: each may wait for the disk.
+WORKERS = 4
+#: Seconds between two looks at who may have been killed. A look at one process takes 30 µs.
+_ROUND = 0.25
+#: Seconds for which reads of a segment that was waited for in vain get EIO at once: the kernel asks up to three times for one access.
+_COOL_DOWN = 5.0
+#: Seconds for which a signal is remembered whose read does not wait yet.
+_REMEMBERED = 10.0
 #: How often in its life a read may find less in a file than the daemon said, one time for each eviction that it meets.
 _MOST_DISAPPOINTMENTS = 8
-#: Of /proc/PID/status: the thread's own pending signals and its process's. SIGKILL is 9, bit 8. A signal that kills, of whatever number, is
-#: SIGKILL to each thread.
-_PENDING = (b"SigPnd:", b"ShdPnd:")
-_KILL = 1 << 8
+#: Of /proc/PID/status: the thread's own pending signals and its process's; what it blocks, ignores, and has a function for.
+_PENDING, _HARMLESS = (b"SigPnd:", b"ShdPnd:"), (b"SigBlk:", b"SigIgn:", b"SigCgt:")
+#: Signals that stop or do nothing where nobody minds them, as bits of those.
+_MILD = sum(
+    1 << number - 1
+    for number in (
+        signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU,
+    )
+)  # fmt: skip
 
 
 class Asker(Protocol):
@@ -96,7 +108,7 @@ class Read:
         self.holds_pages = holds_pages
         self.number = self.inode = self.need = self.disappointments = 0
         self.came = 0.0
-        self.is_signalled = False
+        self.is_signalled = not holds_pages  # or may be, without our being told
 
     @property
     def question(self) -> tuple[int, int, int, int]:
@@ -120,6 +132,7 @@ class Reads:
         self._signals: dict[int, float] = {}  # unique → when: signals for reads that do not wait (yet)
         self._is_signalled = False  # a signal came since the last look
         self._gone: float | None = time.monotonic()  # since when there is no daemon
+        self._cooling: dict[int, float] = {}  # inode → until when its reads are denied while there is none
         self._is_ending = False
         self._going: SimpleQueue[tuple[Read, bool] | None] = SimpleQueue()
         self._threads = [threading.Thread(target=self._work, name=f"fuse-read-{n}") for n in range(WORKERS)]
@@ -153,10 +166,14 @@ class Reads:
 
     # -- from the kernel
 
-    def start(self, read: Read, room: Room) -> None:
-        """Answers it, or asks and puts it aside. Raises nothing."""
+    def start(self, read: Read, room: Room, *, may_wait: bool = False) -> None:
+        """Answers it, or asks and puts it aside; one that would wait for the disk is left to another thread, unless it `may_wait`. Raises
+        nothing."""
         try:
-            missing = self._fill(read, room)
+            missing = self._fill(read, room, 0 if may_wait else os.RWF_NOWAIT)
+        except BlockingIOError:
+            self._going.put((read, True))
+            return
         except Exception as error:  # noqa: BLE001 — told there; whatever it is, the reader hears of it
             self._fail(read, error)
             return
@@ -210,7 +227,7 @@ class Reads:
     # -- from the daemon
 
     def answered(self, number: int, allowed: bool, shown: int) -> None:
-        """The read with this question goes on, or gets EIO; `shown` bytes of its segment may be read. Nothing happens if nobody waits for it."""
+        """The read with this question goes on, or gets EIO; `shown` bytes of its segment may be read. A late one is no error."""
         with self._lock:
             read = self._waiting.pop(number, None)
         if read is None:
@@ -231,6 +248,7 @@ class Reads:
         """There is a daemon: it is asked what everybody waits for, under new numbers."""
         with self._lock:
             self._gone = None
+            self._cooling.clear()
             waiting, self._waiting = list(self._waiting.values()), {}
             for read in waiting:
                 read.number = next(self._numbers)
@@ -248,8 +266,9 @@ class Reads:
 
     # -- reading
 
-    def _fill(self, read: Read, room: Room) -> tuple[int, int] | None:
-        """Puts the bytes into the room; or the segment's inode, and how many of its bytes are needed, where they are missing."""
+    def _fill(self, read: Read, room: Room, flags: int) -> tuple[int, int] | None:
+        """Puts the bytes into the room; or the segment's inode, and how many of its bytes are needed, where they are missing. `flags` are
+        those of preadv2(2). Raises BlockingIOError where they keep it from waiting."""
         volume = self._shelf.hold(number_of(read.node))
         try:
             at = 0
@@ -259,7 +278,9 @@ class Reads:
                     need = extent.offset + extent.length
                     if self._shown.get(segment.inode, 0) < need:
                         return segment.inode, need
-                    if fill(segment, extent.offset, room.view[at : at + extent.length]) < extent.length:
+                    if fill(segment, extent.offset, room.view[at : at + extent.length], flags) < extent.length:
+                        if flags:
+                            raise BlockingIOError(errno.EAGAIN, "not all of it is in the page cache, or in the file")
                         self._disappoint(read, segment.inode)
                         return segment.inode, need
                 finally:
@@ -280,17 +301,18 @@ class Reads:
 
     def _put_aside(self, read: Read, inode: int, need: int) -> None:
         with self._lock:
-            is_ending = self._is_ending
-            if not is_ending:
+            is_cooling = self._gone is not None and time.monotonic() < self._cooling.get(inode, 0.0)
+            is_denied = self._is_ending or is_cooling
+            if not is_denied:
                 read.number, read.inode, read.need = next(self._numbers), inode, need
                 read.came = read.came or time.monotonic()
-                read.is_signalled |= self._signals.pop(read.unique, None) is not None
                 self._waiting[read.number] = read
-                self._is_signalled |= read.is_signalled
-                if self._is_signalled or self._gone is not None:
+                if self._signals.pop(read.unique, None) is not None:
+                    read.is_signalled = self._is_signalled = True
+                if read.is_signalled or self._gone is not None:
                     self._lock.notify_all()
             question = read.question if self._gone is None else None
-        if is_ending:
+        if is_denied:
             _refuse(read, errno.EIO)
         elif question is not None:
             self._ask(question)
@@ -306,7 +328,7 @@ class Reads:
         while (going := self._going.get()) is not None:
             read, is_allowed = going
             if is_allowed:
-                self.start(read, room)
+                self.start(read, room, may_wait=True)
             else:
                 _refuse(read, errno.EIO)
 
@@ -323,15 +345,19 @@ class Reads:
 
     def _clock(self) -> None:
         """Answers those who are killed and those who are late."""
+        looked = 0.0
         while True:
+            signalled: list[Read] = []
             with self._lock:
                 if not self._is_ending and not self._is_signalled:
                     self._lock.wait(self._patience())
                 if self._is_ending:
                     return
-                self._is_signalled = False
                 late = self._late()
-                signalled = [read for read in self._waiting.values() if read.is_signalled]
+                now = time.monotonic()
+                if self._is_signalled or now >= looked + _ROUND:
+                    looked, self._is_signalled = now, False
+                    signalled = [read for read in self._waiting.values() if read.is_signalled]
             try:
                 self._give_up(late)
                 self._look(signalled)
@@ -354,6 +380,7 @@ class Reads:
         late = [read for read in self._waiting.values() if max(read.came, self._gone) <= last]
         for read in late:
             del self._waiting[read.number]
+            self._cooling[read.inode] = time.monotonic() + _COOL_DOWN
         return late
 
     def _give_up(self, late: list[Read]) -> None:
@@ -364,16 +391,19 @@ class Reads:
             _refuse(read, errno.EIO)
 
     def _look(self, signalled: list[Read]) -> None:
+        killed = {pid for pid in {read.pid for read in signalled} if _is_killed(pid)}
         for read in signalled:
+            if read.pid in killed:
+                self._call_off(read)
+
+    def _call_off(self, read: Read) -> None:
+        with self._lock:
             number = read.number
-            if not _is_killed(read.pid):
-                continue
-            with self._lock:
-                is_waiting = self._waiting.pop(number, None) is read
-            if is_waiting:
-                _refuse(read, errno.EINTR)
-                with suppress(OSError):
-                    self._asker.withdraw(number)
+            is_waiting = self._waiting.pop(number, None) is read
+        if is_waiting:
+            _refuse(read, errno.EINTR)
+            with suppress(OSError):
+                self._asker.withdraw(number)
 
 
 #: What answering says where nobody waits for the answer: the request was called off; the mount is gone.
@@ -398,7 +428,8 @@ def _refuse(read: Read, code: int) -> None:
 
 
 def _is_killed(pid: int) -> bool:
-    """Whether SIGKILL is pending for the thread `pid`. False where it cannot be seen."""
+    """Whether a signal is pending for the thread `pid` that ends it: SIGKILL, or one that it leaves to do what it does by default.
+    False where it cannot be seen."""
     try:
         descriptor = os.open(f"/proc/{pid}/status", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -409,4 +440,10 @@ def _is_killed(pid: int) -> bool:
         return False
     finally:
         os.close(descriptor)
-    return any(line.startswith(_PENDING) and int(line.split()[1], 16) & _KILL for line in status.splitlines())
+    pending, harmless = 0, _MILD
+    for line in status.splitlines():
+        if line.startswith(_PENDING):
+            pending |= int(line.split()[1], 16)
+        elif line.startswith(_HARMLESS):
+            harmless |= int(line.split()[1], 16)
+    return bool(pending & ~harmless)

@@ -4,7 +4,7 @@ A message is its length, its kind, and a body: JSON where it is seldom said, pac
 daemon at a time is its client.
 
     daemon ▶ HELLO                          process ▶ WELCOME   what it is, and what it shows
-    daemon ▶ SHOW, HIDE      (numbered)     process ▶ DONE      each is answered
+    daemon ▶ SHOW, HIDE, PING (numbered)    process ▶ DONE      each is answered
     daemon ▶ DROP                           pages of volumes' files that are wrong: seen to in the background
     daemon ▶ SHOWN                          how far segments may be read without asking
     daemon ▶ SERVE                          all has been told: from now on questions are answered
@@ -50,6 +50,7 @@ class Kind(IntEnum):
     SERVE = 8
     ASK = 9
     ANSWER = 10
+    PING = 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,13 @@ class Show:
 class Hide:
     serial: int
     volume: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Whether it is alive."""
+
+    serial: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +142,7 @@ class Serve:
     pass
 
 
-Message = Hello | Welcome | Show | Hide | Done | Drop | Ask | Answer | Shown | Serve
+Message = Hello | Welcome | Show | Hide | Ping | Done | Drop | Ask | Answer | Shown | Serve
 
 
 def packed(message: Message) -> bytes:
@@ -205,6 +213,7 @@ _KINDS: dict[type, Kind] = {
     Welcome: Kind.WELCOME,
     Show: Kind.SHOW,
     Hide: Kind.HIDE,
+    Ping: Kind.PING,
     Done: Kind.DONE,
     Drop: Kind.DROP,
     Serve: Kind.SERVE,
@@ -223,6 +232,7 @@ _PARSERS: dict[Kind, Callable[[Mapping[str, Any]], Message]] = {
         tuple((str(folder), int(count)) for folder, count in of["folders"]),
     ),
     Kind.HIDE: lambda of: Hide(int(of["serial"]), str(of["volume"])),
+    Kind.PING: lambda of: Ping(int(of["serial"])),
     Kind.DONE: lambda of: Done(int(of["serial"]), int(of["code"]), str(of["message"])),
     Kind.DROP: lambda of: Drop(
         str(of["volume"]), tuple((str(path), int(start), int(end)) for path, start, end in of["pieces"])
