@@ -41,7 +41,7 @@ from bench.report import OURS, Figures, Goal
 from tests.lab import soci
 from tests.lab.content import Generated
 from tests.lab.daemon import Daemon
-from tests.lab.mounts import unmount_below
+from tests.lab.mounts import mounted, unmount_below
 from tests.lab.needs import lazy_folder
 from tests.lab.registry import Registry
 from tests.lab.soci import Soci, SociRegistry
@@ -56,12 +56,14 @@ _DROP = Path("/proc/sys/vm/drop_caches")
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """`shown` are the files; `store` holds what they are made of; `pid` serves them, 0 for nobody."""
+    """`shown` are the files; `store` holds what they are made of; `pid` serves them, 0 for nobody. `below` are mounts that `shown` is an
+    overlay of, which have the pages."""
 
     who: str
     shown: Path
     store: Path
     pid: int = 0
+    below: tuple[Path, ...] = ()
 
     @property
     def paths(self) -> list[Path]:
@@ -123,7 +125,8 @@ def _sides(folder: Path, files: dict[str, Generated], life: ExitStack, *, with_s
         running = life.enter_context(Soci(folder / "soci", secure))
         here = running.show(image, folder / "soci/here")
         warm([here / name for name in files])
-        yield Side(SOCI, here, soci.HOME, running.pid)
+        below = tuple(Path(mount.point) for mount in mounted(soci.HOME) if mount.type.startswith("fuse"))
+        yield Side(SOCI, here, soci.HOME, running.pid, below)
 
 
 def _serving(run: Path) -> int:
@@ -164,10 +167,19 @@ def _measure(side: Side, readers: Readers, figures: Figures, chosen: argparse.Na
 def _prepare(side: Side, state: str, readers: Readers, whole: list[Piece], *, is_small: bool) -> None:
     folders: dict[str, Callable[[], object]] = {
         COLD: lambda: _cool(side, is_small=is_small),
-        STORE: lambda: (drop(side.shown), warm(path for path in side.store.rglob("*") if path.is_file())),
+        STORE: lambda: _drop_shown(side),
         WARM: lambda: readers.sweep([whole], is_mapped=False),
     }
     folders[state]()
+
+
+def _drop_shown(side: Side) -> None:
+    """What it is shown from stays, or comes."""
+    warm(
+        path for path in side.store.rglob("*") if path.is_file() and not path.is_relative_to(side.store / "snapshotter")
+    )
+    for folder in (side.shown, *side.below):
+        drop(folder)
 
 
 def _cool(side: Side, *, is_small: bool) -> None:

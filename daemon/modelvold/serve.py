@@ -35,9 +35,8 @@ from modelvold.mount.backend import Backend, Volume
 from modelvold.mount.directory import Directory, sweep_trees
 from modelvold.mount.erofs import Complete
 from modelvold.mount.findings import COMPLETE, DIRECTORY, FUSE, LAZY, Findings
-from modelvold.mount.fuse import backend as fuse_backend
 from modelvold.mount.fuse.backend import Fuse
-from modelvold.mount.fuse.link import Place
+from modelvold.mount.fuse.line import Place, retire
 from modelvold.mount.fuse.questions import FuseQuestions
 from modelvold.mount.gate import Gate
 from modelvold.mount.handover import Handover
@@ -220,7 +219,7 @@ class _Showing:
         if name != DIRECTORY:
             self._sweep_whole()
         if name != FUSE:
-            fuse_backend.retire(self.config.run)
+            retire(self.config.run)
         if name == LAZY:
             kernel = KernelQuestions(handover)
             gate = self._gate(fetcher, kernel, notify)

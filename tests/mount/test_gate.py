@@ -331,5 +331,5 @@ def test_the_probe_leaves_nothing_behind(tmp_path: Path) -> None:
         findings = probe(store, run)
     assert [line for line in findings.lines if not line.is_good] == []
     assert findings.choose("auto") == ("lazy", "seen working at start")
-    assert len(findings.lines) == 12
+    assert len(findings.lines) == 13
     assert [list(folder.iterdir()) for folder in (store, run)] == [[], []]

@@ -23,7 +23,7 @@ def fuse(run: Path, label: str, log_level: str, log_format: str) -> int:
     from modelvold.config import Log
     from modelvold.errors import Failing
     from modelvold.mount.fuse import process
-    from modelvold.mount.fuse.link import Place
+    from modelvold.mount.fuse.line import Place
 
     configure(msgspec.convert({"level": log_level, "format": log_format}, Log))
     try:

@@ -1,27 +1,15 @@
-"""The daemon's end of the connection to the process that serves FUSE: found where a former daemon left it, or started.
-
-A process outlives its daemon, and a daemon its process. One that does not answer is killed: a mount that is dead says so to its
-readers, one that hangs does not. One that speaks another version, of a modelvold before, is left to its readers: its mount is taken
-off its place, and goes with the last of them.
-"""
+"""One connection of the daemon's to the process that serves FUSE."""
 
 from __future__ import annotations
 
 import errno
 import logging
-import os
-import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as TooLate
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,28 +21,9 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-MOUNT, SOCKET = "fuse", "fuse.sock"
-#: Seconds for a process to start and mount, and for it to answer.
-_PATIENCE_TO_START, _PATIENCE = 20.0, 10.0
-_PAUSE = 0.02
+#: Seconds for the process to answer.
+_PATIENCE = 10.0
 _CREDENTIALS = struct.Struct("3i")
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where it all is, in the run folder `run`; `label` as of `mount.erofs.Complete`, `log` the daemon's level and format."""
-
-    run: Path
-    label: str = ""
-    log: tuple[str, str] = ("info", "text")
-
-    @property
-    def mount(self) -> Path:
-        return self.run / MOUNT
-
-    @property
-    def socket(self) -> Path:
-        return self.run / SOCKET
 
 
 class Link:
@@ -151,47 +120,6 @@ class Link:
             called.set_exception(gone)
         if not self._welcome.done():
             self._welcome.set_exception(gone)
-
-
-def connect(place: Path) -> socket.socket:
-    """Raises OSError where nobody listens."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        connection.settimeout(_PATIENCE)
-        connection.connect(str(place))
-        connection.settimeout(None)
-    except OSError:
-        connection.close()
-        raise
-    return connection
-
-
-def start(place: Place) -> subprocess.Popen[bytes]:
-    """A process of its own session, which says on our standard error what it has to say; connected to when it listens. Raises OSError
-    where it does not come so far."""
-    command = [sys.executable, "-m", "modelvold", "fuse", "--run", str(place.run)]
-    command += ["--log-level", place.log[0], "--log-format", place.log[1]]
-    if place.label:
-        command += ["--label", place.label]
-    place.socket.unlink(missing_ok=True)
-    began = time.monotonic()
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
-    while not place.socket.exists():
-        if process.poll() is not None:
-            raise OSError(errno.ECONNRESET, f"the process that serves FUSE ended with status {process.returncode}")
-        if time.monotonic() - began > _PATIENCE_TO_START:
-            process.kill()
-            process.wait()
-            raise OSError(errno.ETIMEDOUT, "the process that serves FUSE does not start")
-        time.sleep(_PAUSE)
-    return process
-
-
-def kill(pid: int) -> None:
-    """One that hangs. Its mount is dead then."""
-    log.error("kill process=%d reason='it serves FUSE and does not answer'", pid)
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
 
 
 def _outcome(future: Future[_T], patience: float = _PATIENCE) -> _T:

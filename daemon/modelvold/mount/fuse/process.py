@@ -23,7 +23,7 @@ from modelvold.mount.fuse import mounting, wire
 from modelvold.mount.fuse.channel import Channel
 from modelvold.mount.fuse.files import Files
 from modelvold.mount.fuse.kernel import Kernel
-from modelvold.mount.fuse.link import Place
+from modelvold.mount.fuse.line import Place
 from modelvold.mount.fuse.reads import Reads
 from modelvold.mount.fuse.shelf import Shelf, node_of
 from modelvold.mount.fuse.wire import Answer, Ask, Done, Drop, Hello, Hide, Message, Ping, Serve, Show, Shown, Welcome
