@@ -51,7 +51,7 @@ demo: $(VENV)/ready
 	@$(BIN)/python -m tests.demo
 
 # One after another, each alone on the machine: more than an hour. `make bench BENCHES="pull far" BENCH_FLAGS=--small`: two of them, dry.
-BENCHES ?= pull limited far lazy demand reading cost mount_time headers first_byte tar_mount durability verbs pull_run
+BENCHES ?= pull limited far lazy demand reading cost mount_time headers first_byte tar_mount durability verbs pull_run fuse
 BENCH_FLAGS ?=
 bench: $(VENV)/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'

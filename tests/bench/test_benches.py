@@ -28,6 +28,7 @@ _ROOT = Path(__file__).resolve().parents[2]
         ("headers", ["--without-soci"], [], 2),
         ("verbs", ["--without-go"], ["overlayfs"], 0),
         ("pull_run", [], ["overlayfs"], 1),
+        ("fuse", ["--without-soci"], ["lazy", "plain"], 6),
     ],
 )
 def test_runs(temporary: Path, tmp_path: Path, bench: str, words: list[str], columns: list[str], goals: int) -> None:

@@ -327,6 +327,20 @@ def test_a_missing_byte_waits_for_a_daemon_up_to_the_deadline(folder: Path, tall
         assert made.mounts() == before
 
 
+def test_a_process_that_hangs_is_killed(folder: Path, tally: Tally) -> None:
+    """Its readers would wait for ever; by its death they are told, and who comes then is served by another one."""
+    piece = Piece(3, 0, 4096)
+    with stage(folder, tally, None) as made, Reader(made.paths()) as reader:
+        (pid,) = made.daemon.fuse_processes()
+        os.kill(pid, signal.SIGSTOP)
+        reader.ask([piece])
+        assert not reader.has_answered(0.5)
+        made.daemon.restart()
+        assert made.check(reader, [piece]) == [piece]
+        assert made.serves(made.here)
+        assert made.daemon.fuse_processes() != [pid]
+
+
 def test_another_backend_and_back(folder: Path, tally: Tally) -> None:
     """Who has files open keeps what is there, and the process with it; whoever comes is shown the model by the daemon's own backend."""
     there, missing = [Piece(0, 0, 4 * _MIB), Piece(0, 5 * _MIB, _MIB, is_mapped=True)], [Piece(1, 3 * _MIB, 4096)]
