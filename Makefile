@@ -28,7 +28,6 @@ types: $(VENV)/ready
 imports: $(VENV)/ready
 	$(BIN)/lint-imports
 
-# System tests one after another: they look at the machine's mounts and load it themselves.
 .PHONY: pytest
 pytest: unit system
 
@@ -36,8 +35,10 @@ pytest: unit system
 unit: $(VENV)/ready
 	$(BIN)/python -m pytest -m 'not system' -n auto --maxprocesses 4
 
+# File by file in two processes, for most of them wait most of the time; then those that must be alone.
 system: $(VENV)/ready
-	$(BIN)/python -m pytest -m system
+	$(BIN)/python -m pytest -m 'system and not alone' -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m 'system and alone'
 
 # Kills, power cuts, full disks, registries that fail: everything three times. `make check` has it once.
 fault: $(VENV)/ready

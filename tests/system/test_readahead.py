@@ -13,7 +13,7 @@ from tests.lab.program import wait_until
 from tests.lab.registry import Registry
 from tests.system.node import ok, segments_of
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.alone]
 
 _BDI = Path("/sys/class/bdi")
 

@@ -42,7 +42,7 @@ from tests.lab.services import Snapshots
 from tests.lab.snapshots import Pull
 from tests.system.bad_stage import put_model
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.alone]
 
 _MODELS = 200
 _IMAGES = 60

@@ -42,7 +42,7 @@ from tests.system.user_stage import (
     user_with_registry,
 )
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.alone]
 
 #: What holds for a user by whichever backend.
 both = pytest.mark.parametrize("stage", [DIRECTORY, FUSE], indirect=True, ids=str)

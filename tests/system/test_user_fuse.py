@@ -22,7 +22,7 @@ from tests.lab.reader import Piece, check
 from tests.lab.registry import Registry
 from tests.system.user_stage import FILES, MIB, Stage, held, modelvold, ok, stage_of, status, user_with_registry
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.alone]
 
 _WEIGHTS = [content for name, content in FILES.items() if name.startswith("weights/")]
 #: The longest piece that is fetched at once.
