@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +35,9 @@ from modelvold.store.segment import Segment
 from modelvold.volume.tree import Tree
 
 log = logging.getLogger(__name__)
+
+#: Seconds.
+_MOMENT = 0.1
 
 
 class Fuse(Backend):
@@ -83,7 +87,8 @@ class Fuse(Backend):
                     self._show(each.volume)
         rest = [each for each in known if each.volume.id in self._served and each.volume.id not in self._outgrown]
         adopted = [*by_erofs, *(each.volume for each in rest if self._readopt(each))]
-        self._hide_others(welcome, {volume.id for volume in adopted})
+        ids = {volume.id for volume in adopted}
+        self._hide_others({*welcome.volumes, *self._served} - ids)
         with suppress(OSError):  # it has ended already, and what is adopted is renewed when there is another one
             self._line.link.serve()
         self._gate.guard()
@@ -171,7 +176,7 @@ class Fuse(Backend):
     def _on_again(self, welcome: Welcome, is_new: bool) -> None:
         """A new process shows nothing yet, and what is mounted is dead; one that goes on is told what it may have missed."""
         if not is_new:
-            self._hide_others(welcome, set(self._served))
+            self._hide_others(set(welcome.volumes) - set(self._served))
             for volume in list(self._served.values()):
                 self._show(volume)
         self._line.link.serve()
@@ -195,9 +200,10 @@ class Fuse(Backend):
             [(segment.inode, ALL if segment.is_open else segment.shown) for segment in volume.segments]
         )
 
-    def _hide_others(self, welcome: Welcome, volumes: set[str]) -> None:
-        """Of what the process shows; what somebody reads still is left."""
-        for volume in set(welcome.volumes) - volumes:
+    def _hide_others(self, volumes: set[str]) -> None:
+        """They are not mounted; what somebody reads still is left."""
+        for volume in volumes:
+            self._served.pop(volume, None)
             with suppress(OSError):
                 self._line.link.hide(volume)
 
@@ -210,12 +216,18 @@ class Fuse(Backend):
         return self._mount / volume.id
 
     def _hide(self, volume: Volume) -> None:
-        """Raises OSError(EBUSY) while files of it are open. A process that has died shows it no more."""
-        try:
-            self._line.link.hide(volume.id)
-        except OSError as error:
-            if error.errno not in {errno.ENOTCONN, errno.ECONNRESET}:
-                raise
+        """Raises OSError(EBUSY) while files of it are open; the kernel tells of a close a moment after it. A process that has died shows
+        it no more."""
+        for is_last in (False, True):
+            try:
+                self._line.link.hide(volume.id)
+            except OSError as error:
+                if error.errno == errno.EBUSY and not is_last:
+                    time.sleep(_MOMENT)
+                    continue
+                if error.errno not in {errno.ENOTCONN, errno.ECONNRESET}:
+                    raise
+            break
         self._served.pop(volume.id, None)
 
     def _is_at(self, target: Path) -> bool:
