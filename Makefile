@@ -35,10 +35,11 @@ pytest: unit system
 unit: $(VENV)/ready
 	$(BIN)/python -m pytest -m 'not system' -n auto --maxprocesses 4
 
-# File by file in two processes, for most of them wait most of the time; then those that must be alone.
+# File by file in two processes, for most of them wait most of the time; then faults, and what must be alone.
 system: $(VENV)/ready
-	$(BIN)/python -m pytest -m 'system and not alone' -n 2 --dist loadfile
-	$(BIN)/python -m pytest -m 'system and alone'
+	$(BIN)/python -m pytest -m 'system and not alone' -n 2 --dist loadfile --ignore tests/fault
+	$(BIN)/python -m pytest tests/fault
+	$(BIN)/python -m pytest -m 'system and alone' --ignore tests/fault
 
 # Kills, power cuts, full disks, registries that fail: everything three times. `make check` has it once.
 fault: $(VENV)/ready

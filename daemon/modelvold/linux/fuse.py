@@ -368,6 +368,12 @@ def open_out(handle: int, flags: Open) -> bytes:
     return _OPEN_OUT.pack(handle, flags)
 
 
+def handle_of(answer: bytes) -> int:
+    """In an `open_out`."""
+    handle: int = _OPEN_OUT.unpack(answer)[0]
+    return handle
+
+
 def statfs_out(size: int, block: int) -> bytes:
     """A file system of `size` bytes in blocks of `block`, all of them used."""
     return _STATFS_OUT.pack(-(-size // block), 0, 0, 0, 0, block, _LONGEST_NAME, block)

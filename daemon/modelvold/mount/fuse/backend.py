@@ -36,8 +36,8 @@ from modelvold.volume.tree import Tree
 
 log = logging.getLogger(__name__)
 
-#: Seconds.
-_MOMENT = 0.1
+#: How often, and how many seconds apart, it is tried whether all files are closed.
+_TRIES, _MOMENT = 5, 0.1
 
 
 class Fuse(Backend):
@@ -218,11 +218,11 @@ class Fuse(Backend):
     def _hide(self, volume: Volume) -> None:
         """Raises OSError(EBUSY) while files of it are open; the kernel tells of a close a moment after it. A process that has died shows
         it no more."""
-        for is_last in (False, True):
+        for left in reversed(range(_TRIES)):
             try:
                 self._line.link.hide(volume.id)
             except OSError as error:
-                if error.errno == errno.EBUSY and not is_last:
+                if error.errno == errno.EBUSY and left:
                     time.sleep(_MOMENT)
                     continue
                 if error.errno not in {errno.ENOTCONN, errno.ECONNRESET}:

@@ -133,8 +133,8 @@ class Kernel:
             log.exception("deny request opcode=%d node=%#x", request.opcode, request.node)
             _refuse(request, errno.EIO)
         else:
-            if answer is not None:
-                _answer(request, answer)
+            if answer is not None and not _answer(request, answer) and request.opcode in _OPENING:
+                self._shelf.shut(fuse.handle_of(answer))  # nobody would release it
 
     # -- reading
 
@@ -252,6 +252,8 @@ class Kernel:
             return fuse.no_attributes()
 
 
+#: They are answered with a handle.
+_OPENING = frozenset({Opcode.OPEN, Opcode.OPENDIR})
 #: They have no answer.
 _UNANSWERED = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT})
 
@@ -301,13 +303,16 @@ def _unknown(request: Request, _: bytearray) -> bytes:
     raise OSError(errno.ENOSYS, f"opcode {request.opcode}")
 
 
-def _answer(request: Request, answer: bytes) -> None:
+def _answer(request: Request, answer: bytes) -> bool:
+    """Whether somebody has taken it."""
     try:
         fuse.reply(request.device, request.unique, answer)
     except OSError as error:
         if error.errno not in _CALLED_OFF:
             log.warning("answer request opcode=%d failed reason=%r", request.opcode, error.strerror)
             _refuse(request, errno.EIO)
+        return False
+    return True
 
 
 def _refuse(request: Request, code: int) -> None:
