@@ -35,11 +35,9 @@ pytest: unit system
 unit: $(VENV)/ready
 	$(BIN)/python -m pytest -m 'not system' -n auto --maxprocesses 4
 
-# File by file in two processes, for most of them wait most of the time; then faults, and what must be alone.
+# One after another: they look at the machine's mounts and load it themselves.
 system: $(VENV)/ready
-	$(BIN)/python -m pytest -m 'system and not alone' -n 2 --dist loadfile --ignore tests/fault
-	$(BIN)/python -m pytest tests/fault
-	$(BIN)/python -m pytest -m 'system and alone' --ignore tests/fault
+	$(BIN)/python -m pytest -m system
 
 # Kills, power cuts, full disks, registries that fail: everything three times. `make check` has it once.
 fault: $(VENV)/ready
