@@ -42,8 +42,9 @@ from modelvold.layer.raw import toc_of_raw
 from modelvold.linux import fuse
 from modelvold.mount.fuse.files import Files
 from modelvold.mount.fuse.kernel import Kernel
-from modelvold.mount.fuse.reads import ALL, Reads
+from modelvold.mount.fuse.reads import Reads
 from modelvold.mount.fuse.shelf import Shelf
+from modelvold.mount.fuse.wire import ALL
 from modelvold.volume.erofs import write_image
 from modelvold.volume.image import ImageReader
 from modelvold.volume.tree import merge

@@ -130,3 +130,17 @@ def test_a_volume_has_its_share() -> None:
     assert len(waits.drop(one)) == MOST_WAITING
     assert not waits.is_full("v")
     assert len(waits.take_all()) == 1
+
+
+def test_a_read_that_is_withdrawn_waits_no_more() -> None:
+    """The last one of a segment says so, for it is fetched for nobody then."""
+    [segment] = content_of(1).segments
+    waits = Waits(D)
+    waits.add(segment, "v", read(CHUNK, 0.0, fd=1))
+    waits.add(segment, "v", read(CHUNK, 0.0, fd=2))
+    assert waits.withdraw(3) is None
+    assert waits.withdraw(1) is None
+    assert [each.fd for each in waits.reads({segment.inode})] == [2]
+    assert waits.withdraw(2) is segment
+    assert not waits.is_waited_for(segment)
+    assert late(waits, D + 1) == []

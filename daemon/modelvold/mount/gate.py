@@ -140,6 +140,13 @@ class Gate:
             if segment.present or segment.generation != empty.get(segment):
                 self._marks.settle(segment)
 
+    def withdraw(self, number: int) -> None:
+        """Whoever asked under this number waits no more. Its segment is fetched for others, if for anybody."""
+        with self._lock:
+            segment = self._waits.withdraw(number)
+        if segment is not None:
+            self._release(segment)
+
     def forget_waiting(self) -> None:
         """Whoever asked has ended, or asks again."""
         with self._lock:
@@ -288,13 +295,16 @@ class Gate:
             reason = self._reason(segment)
             denied.setdefault(reason, []).append(len(reads))
             self._deny(reads, reason)
-            self._source.release(segment)
-            with self._lock:
-                is_waited_for = self._waits.is_waited_for(segment)
-            if is_waited_for:  # somebody who came meanwhile, whose demand was released too
-                self._fetch(segment)
+            self._release(segment)
         for reason, counts in denied.items():
             self._causes.tell("deny reads", reason, len(counts), sum(counts))
+
+    def _release(self, segment: Segment) -> None:
+        self._source.release(segment)
+        with self._lock:
+            is_waited_for = self._waits.is_waited_for(segment)
+        if is_waited_for:  # somebody who came meanwhile, whose demand was released too
+            self._fetch(segment)
 
     def _reason(self, segment: Segment) -> str:
         cause = segment.failure or content_of(segment).last_error

@@ -90,6 +90,16 @@ class Waits:
         queue = self._queues.get(segment.inode)
         return self._take(queue, segment.shown) if queue else []
 
+    def withdraw(self, number: int) -> Segment | None:
+        """The read with this number waits no more. Its segment, where nobody else waits for that."""
+        for queue in self._queues.values():
+            left = [read for read in queue.reads if read.fd != number]
+            if len(left) < len(queue.reads):
+                queue.reads = left
+                self._waiting[queue.volume] -= 1
+                return None if left else queue.segment
+        return None
+
     def start_over(self, segment: Segment, now: float) -> bool:
         """Its bytes are gone, and come again. Whether somebody waits for them."""
         queue = self._queues.get(segment.inode)

@@ -22,8 +22,9 @@ from modelvold.layer.toc import Entry, Kind, Toc
 from modelvold.linux import fuse
 from modelvold.mount.fuse.files import Files
 from modelvold.mount.fuse.kernel import Kernel
-from modelvold.mount.fuse.reads import ALL, Reads
+from modelvold.mount.fuse.reads import Reads
 from modelvold.mount.fuse.shelf import Shelf
+from modelvold.mount.fuse.wire import ALL
 from modelvold.store.segment import file_name
 from modelvold.volume.erofs import write_image
 from modelvold.volume.tree import merge

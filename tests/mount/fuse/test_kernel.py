@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from modelvold.errors import Malformed
 from modelvold.layer.toc import Entry, Kind
-from modelvold.mount.fuse.reads import ALL
 from modelvold.mount.fuse.shelf import node_of
+from modelvold.mount.fuse.wire import ALL
 
 from tests.lab.check import settled
 from tests.lab.program import wait_until

@@ -23,6 +23,7 @@ from modelvold.mount.fuse.wire import (
     Shown,
     Unpacking,
     Welcome,
+    Withdraw,
 )
 
 _NUMBER = st.integers(0, 2**63 - 1)
@@ -34,6 +35,7 @@ _MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(Show, _COUNT, _TEXT, _TEXT, st.lists(st.tuples(_TEXT, _COUNT), max_size=4).map(tuple)),
     st.builds(Hide, _COUNT, _TEXT),
     st.builds(Ping, _COUNT),
+    st.builds(Withdraw, _NUMBER),
     st.builds(Done, _COUNT, _COUNT, _TEXT),
     st.builds(Drop, _TEXT, st.lists(st.tuples(_TEXT, _NUMBER, _NUMBER), max_size=4).map(tuple)),
     st.builds(Ask, _NUMBER, _NUMBER, _NUMBER, st.integers(0, 2**32 - 1)),

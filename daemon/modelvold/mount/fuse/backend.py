@@ -60,6 +60,7 @@ class Fuse(Backend):
         on_lost: Callable[[Sequence[str]], None] = lambda _: None,
     ) -> None:
         self._gate = gate
+        questions.on_withdrawn = gate.withdraw
         self._questions = questions
         self._mount = place.mount
         self._places = places

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import struct
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,8 +20,16 @@ from modelvold.mount.fuse.wire import Message
 log = logging.getLogger(__name__)
 
 _PIECE = 1 << 18
+_CREDENTIALS = struct.Struct("3i")
 #: Bytes said and not taken yet.
 _MOST_UNSAID = 256 << 20
+
+
+def peer(connection: socket.socket) -> tuple[int, int]:
+    """The pid and the uid of who is at the other end, as they were when it connected or listened."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, _ = _CREDENTIALS.unpack(raw)
+    return pid, uid
 
 
 class Channel:

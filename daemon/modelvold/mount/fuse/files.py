@@ -44,20 +44,6 @@ class Files:
     def __repr__(self) -> str:
         return f"<files open={len(self._table)}/{self._most}>"
 
-    def read(self, volume: Opener, device: int, offset: int, view: memoryview) -> int:
-        """How many bytes came; fewer than there is room for only where the file ends. Raises OSError."""
-        segment = self.borrow(volume, device)
-        try:
-            return fill(segment, offset, view)
-        finally:
-            self.give_back(segment)
-
-    def inode(self, volume: Opener, device: int) -> int:
-        """Raises OSError."""
-        segment = self.borrow(volume, device)
-        self.give_back(segment)
-        return segment.inode
-
     def borrow(self, volume: Opener, device: int) -> Segment:
         """Stays open until it is given back. Raises OSError."""
         key = (volume, device)

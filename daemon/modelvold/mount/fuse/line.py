@@ -150,7 +150,7 @@ class Line:
         return welcome
 
     def _greet(self) -> tuple[Link, Welcome]:
-        link = Link(_connected(self.place.socket), self._questions.on_ask, self._on_end)
+        link = Link(_connected(self.place.socket), self._questions.on_ask, self._questions.on_withdraw, self._on_end)
         try:
             return link, link.greet(self._deadline)
         except OSError as error:

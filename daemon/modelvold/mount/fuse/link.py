@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-import struct
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -14,8 +13,21 @@ from pathlib import Path
 from typing import TypeVar
 
 from modelvold.mount.fuse import wire
-from modelvold.mount.fuse.channel import Channel
-from modelvold.mount.fuse.wire import Answer, Ask, Done, Drop, Hello, Hide, Message, Ping, Serve, Show, Welcome
+from modelvold.mount.fuse.channel import Channel, peer
+from modelvold.mount.fuse.wire import (
+    Answer,
+    Ask,
+    Done,
+    Drop,
+    Hello,
+    Hide,
+    Message,
+    Ping,
+    Serve,
+    Show,
+    Welcome,
+    Withdraw,
+)
 
 log = logging.getLogger(__name__)
 
@@ -23,20 +35,23 @@ _T = TypeVar("_T")
 
 #: Seconds for the process to answer.
 _PATIENCE = 10.0
-_CREDENTIALS = struct.Struct("3i")
 
 
 class Link:
-    """One connection. `on_ask` is told of reads that wait, `on_end` that the connection has ended, each by the reading thread."""
+    """`on_ask` is told of reads that wait, `on_withdraw` of those that do so no more, by their numbers; `on_end` that the connection has
+    ended. By the reading thread."""
 
     def __init__(
-        self, connection: socket.socket, on_ask: Callable[[Ask], None], on_end: Callable[[Link], None]
+        self,
+        connection: socket.socket,
+        on_ask: Callable[[Ask], None],
+        on_withdraw: Callable[[int], None],
+        on_end: Callable[[Link], None],
     ) -> None:
-        self.pid = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[
-            0
-        ]
+        self.pid, _ = peer(connection)
         self.has_ended = False  # `on_end` is about to be told
         self._on_ask = on_ask
+        self._on_withdraw = on_withdraw
         self._on_end = on_end
         self._lock = threading.Lock()  # guards the two below
         self._serial = 0
@@ -97,6 +112,8 @@ class Link:
         match message:
             case Ask():
                 self._on_ask(message)
+            case Withdraw(number):
+                self._on_withdraw(number)
             case Done(serial):
                 with self._lock:
                     called = self._calls.pop(serial, None)

@@ -12,7 +12,6 @@ import os
 import queue
 import signal
 import socket
-import struct
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -20,19 +19,32 @@ from pathlib import Path
 
 from modelvold.errors import Failure
 from modelvold.mount.fuse import mounting, wire
-from modelvold.mount.fuse.channel import Channel
+from modelvold.mount.fuse.channel import Channel, peer
 from modelvold.mount.fuse.files import Files
 from modelvold.mount.fuse.kernel import Kernel
 from modelvold.mount.fuse.line import Place
 from modelvold.mount.fuse.reads import Reads
 from modelvold.mount.fuse.shelf import Shelf, node_of
-from modelvold.mount.fuse.wire import Answer, Ask, Done, Drop, Hello, Hide, Message, Ping, Serve, Show, Shown, Welcome
+from modelvold.mount.fuse.wire import (
+    Answer,
+    Ask,
+    Done,
+    Drop,
+    Hello,
+    Hide,
+    Message,
+    Ping,
+    Serve,
+    Show,
+    Shown,
+    Welcome,
+    Withdraw,
+)
 
 log = logging.getLogger(__name__)
 
 #: Seconds that a read waits for a daemon that has never come.
 _PATIENCE = 60.0
-_CREDENTIALS = struct.Struct("3i")
 
 
 def run(place: Place) -> int:
@@ -69,13 +81,13 @@ class _Desk:
         self._say(Ask(number, inode, need, pid))
 
     def withdraw(self, number: int) -> None:
-        """A late answer is heard by nobody."""
+        """See `reads.Asker`."""
+        self._say(Withdraw(number))
 
     def listen(self, listener: socket.socket) -> None:
         while True:
             connection, _ = listener.accept()
-            raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            if _CREDENTIALS.unpack(raw)[1] in {0, os.geteuid()}:
+            if peer(connection)[1] in {0, os.geteuid()}:
                 self._welcome(connection)
             else:
                 connection.close()

@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 from modelvold.linux.fanotify import Event
@@ -27,6 +27,8 @@ class FuseQuestions:
     is_inherited = False
 
     def __init__(self) -> None:
+        #: Is told of a read that waits no more, by our number.
+        self.on_withdrawn: Callable[[int], None] = lambda _: None
         self.descriptor = -1
         self.denied = 0
         self._link: Link | None = None
@@ -62,15 +64,24 @@ class FuseQuestions:
             self._untaken.append(self._number)
         os.eventfd_write(self.descriptor, 1)
 
+    def on_withdraw(self, theirs: int) -> None:
+        """Likewise. `theirs` is the process's number."""
+        with self._lock:
+            number = next((number for number, ask in self._asked.items() if ask.number == theirs), None)
+            if number is None:  # it is answered by now
+                return
+            del self._asked[number]
+        self.on_withdrawn(number)
+
     def take(self) -> Event | None:
         with self._lock:
-            if not self._untaken:
-                with suppress(BlockingIOError):
-                    os.eventfd_read(self.descriptor)
-                return None
-            number = self._untaken.popleft()
-            ask = self._asked[number]
-        return Event(number, ask.pid, 0, ask.need)
+            while self._untaken:
+                number = self._untaken.popleft()
+                if ask := self._asked.get(number):
+                    return Event(number, ask.pid, 0, ask.need)
+            with suppress(BlockingIOError):
+                os.eventfd_read(self.descriptor)
+            return None
 
     def note(self, event: Event) -> tuple[int, Waiting]:
         with self._lock:

@@ -44,8 +44,6 @@ from modelvold.mount.fuse.shelf import Shelf, nid_of, number_of
 
 log = logging.getLogger(__name__)
 
-#: Shown: all of a segment.
-ALL = 2**63 - 1
 #: Threads that go on with reads that were put aside, and with those of what is not in the page cache: each may wait for the disk.
 WORKERS = 4
 #: Seconds between two looks at who may have been killed. A look at one process takes 30 µs.
@@ -213,12 +211,6 @@ class Reads:
         if start < end:
             ranges.append((start, end))
         return ranges
-
-    def is_waiting(self, node: int, start: int, end: int) -> bool:
-        """Whether a read of any of these bytes of a file waits."""
-        with self._lock:
-            reads = self._waiting.values()
-            return any(read.node == node and read.offset < end and read.offset + read.length > start for read in reads)
 
     def waiting(self) -> int:
         """How many reads wait."""

@@ -10,6 +10,7 @@ daemon at a time is its client.
     daemon ▶ SERVE                          all has been told: from now on questions are answered
     process ▶ ASK                           a read waits
     daemon ▶ ANSWER
+    process ▶ WITHDRAW                      its reader was killed: nobody waits under that number any more
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ _HEAD = struct.Struct("<IB")
 _SHOWN = struct.Struct("<QQ")
 _ASK = struct.Struct("<QQQI")
 _ANSWER = struct.Struct("<QQB")
+_NUMBER = struct.Struct("<Q")
 #: Pairs in one SHOWN.
 _MOST_PAIRS = 1 << 16
 
@@ -51,6 +53,7 @@ class Kind(IntEnum):
     ASK = 9
     ANSWER = 10
     PING = 11
+    WITHDRAW = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +134,13 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Nobody waits for an answer to that question any more."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Shown:
     """How far each segment, by inode, may be read without asking: 0 for not at all, ALL for ever."""
 
@@ -142,7 +152,7 @@ class Serve:
     pass
 
 
-Message = Hello | Welcome | Show | Hide | Ping | Done | Drop | Ask | Answer | Shown | Serve
+Message = Hello | Welcome | Show | Hide | Ping | Done | Drop | Ask | Answer | Withdraw | Shown | Serve
 
 
 def packed(message: Message) -> bytes:
@@ -152,6 +162,8 @@ def packed(message: Message) -> bytes:
             kind, body = Kind.ASK, _ASK.pack(number, inode, need, pid)
         case Answer(number, shown_, is_allowed):
             kind, body = Kind.ANSWER, _ANSWER.pack(number, shown_, is_allowed)
+        case Withdraw(number):
+            kind, body = Kind.WITHDRAW, _NUMBER.pack(number)
         case Shown(pairs):
             kind, body = Kind.SHOWN, b"".join(_SHOWN.pack(*pair) for pair in pairs)
         case _:
@@ -195,6 +207,8 @@ def _unpacked(kind: int, body: bytes) -> Message:
             case Kind.ANSWER:
                 number, shown_, is_allowed = _ANSWER.unpack(body)
                 return Answer(number, shown_, bool(is_allowed))
+            case Kind.WITHDRAW:
+                return Withdraw(*_NUMBER.unpack(body))
             case Kind.SHOWN:
                 return Shown(tuple(_SHOWN.iter_unpack(body)))
             case _:
