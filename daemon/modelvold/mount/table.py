@@ -32,9 +32,9 @@ class MountTable:
         self._folder = folder
         self._recall = recall
         self._remember = remember
-        self._lock = (
-            threading.Lock()
-        )  # guards _mounted, and that a volume is mounted once: held over mount(2), which is milliseconds
+        #: Guards _mounted, and that a volume is mounted once: held over mount(2), which is milliseconds, and with `fuse` over a question to
+        #: its process, which is killed after ten seconds.
+        self._lock = threading.Lock()
         self._mounted: dict[str, Volume] = {}
 
     @property
