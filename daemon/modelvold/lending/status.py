@@ -54,10 +54,12 @@ class Status:
         rows = self._lending.find(reference)
         if reference and not rows:
             raise NotFound(f"model {reference}: not in the store", "see `modelvold status` without a reference")
-        volumes = tuple(self.volume(row) for row in rows)
+        stranded = self._table.stranded()
+        volumes = tuple(self.volume(row, stranded.get(row.id, ())) for row in rows)
         return Report(self._node(), volumes)
 
-    def volume(self, row: VolumeRow) -> VolumeReport:
+    def volume(self, row: VolumeRow, stranded: Sequence[str] = ()) -> VolumeReport:
+        """`stranded` as of `mount.backend.Backend`, for this one."""
         contents = self._lending.contents(row)
         segments = [segment for content in contents for segment in content.segments]
         present = sum(content.present for content in contents)
@@ -86,7 +88,7 @@ class Status:
             pinned=row.is_pinned,
             used=0.0 if self._lending.keeping.is_in_use(row) else max(0.0, time.time() - row.used),
             poisoned=self._lending.wrong.names(row.id),
-            stranded=tuple(self._table.stranded(row.id)),
+            stranded=tuple(stranded),
         )
 
     def _waiting(self, segments: Sequence[Segment]) -> tuple[WaitingRead, ...]:

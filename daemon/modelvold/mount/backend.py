@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,9 +101,10 @@ class Backend(ABC):
     def drop_pages(self, volume: Volume, segments: Sequence[Segment]) -> None:
         """What the kernel's page cache has of them is no longer right. Where this does nothing `mount.stale` does it."""
 
-    def stranded(self, volume: str) -> Sequence[str]:
-        """The programs whose mount of it is dead, as `name (pid)`: they must be restarted."""
-        return ()
+    def stranded(self) -> Mapping[str, Sequence[str]]:
+        """The programs whose mount of a volume is dead, as `name (pid)`, by that volume's id: they must be restarted. Looks at all
+        processes there are."""
+        return {}
 
     def forget(self, volume: Volume) -> None:
         """The volume leaves the store. It is not mounted, and nobody makes it ready."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from modelvold import points
@@ -54,9 +54,9 @@ class MountTable:
         """See Backend."""
         return self._backend.asks(volume)
 
-    def stranded(self, volume: str) -> Sequence[str]:
+    def stranded(self) -> Mapping[str, Sequence[str]]:
         """See Backend."""
-        return self._backend.stranded(volume)
+        return self._backend.stranded()
 
     def path(self, volume: str) -> Path:
         return self._folder / volume

@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -139,7 +139,8 @@ class Fuse(Backend):
             return ""
         note = super().renew(volume, target)
         for entry in mounts.mountinfo():
-            if self._is_lost(entry, volume.id) and "idmapped" not in entry.options:
+            is_its = entry.root == f"/{volume.id}" and self._is_lost(entry)
+            if is_its and "idmapped" not in entry.options:
                 with tolerated(entry.mount_point):
                     mounts.replace(target, Path(entry.mount_point))
                     log.info("renew mount=%s volume=%s", entry.mount_point, volume.id)
@@ -164,8 +165,8 @@ class Fuse(Backend):
             pieces = pieces_of(self._tree_of(volume), volume, segments)
             self._line.link.drop(volume.id, [(piece.path, piece.start, piece.end) for piece in pieces])
 
-    def stranded(self, volume: str) -> Sequence[str]:
-        return elsewhere(lambda entry: self._is_lost(entry, volume))
+    def stranded(self) -> Mapping[str, Sequence[str]]:
+        return {root.removeprefix("/"): names for root, names in elsewhere(self._is_lost).items()}
 
     def forget(self, volume: Volume) -> None:
         remove_tree(volume)
@@ -208,10 +209,9 @@ class Fuse(Backend):
             with suppress(OSError):
                 self._line.link.hide(volume)
 
-    def _is_lost(self, entry: MountEntry, volume: str) -> bool:
-        """Whether it is a mount of the volume by a process that is ours no more."""
-        is_ours = mounting.is_ours(entry) and entry.source == str(self._mount)
-        return is_ours and entry.root == f"/{volume}" and entry.device != self._line.device
+    def _is_lost(self, entry: MountEntry) -> bool:
+        """Whether it is a mount of a process that is ours no more."""
+        return mounting.is_ours(entry) and entry.source == str(self._mount) and entry.device != self._line.device
 
     def _folder(self, volume: Volume) -> Path:
         return self._mount / volume.id
